@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mth.config import NOT_IDENTITY, Config, from_plain, identity, to_plain
+from mth.config import Config, differing_keys, from_plain, identity, to_plain
 from mth.errors import UserError
 from mth.tickets.ticket import Ticket
 
@@ -95,7 +95,7 @@ def restore_ticket(checkpoint: Checkpoint, ticket: Ticket) -> None:
 
 def restore_training(checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.optim.Optimizer, config: Config) -> int:
     """Continue exactly where the checkpoint was written; returns its step. Raises UserError when the configuration differs."""
-    if checkpoint.header["identity"] != identity(config):
+    if identity(checkpoint.config) != identity(config):
         different = differing_keys(checkpoint.header["config"], to_plain(config))
         raise UserError(
             f"checkpoint {checkpoint.path} belongs to another configuration: {', '.join(different)}; give the same values or another run_dir"
@@ -109,20 +109,6 @@ def restore_training(checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.op
         optimizer.load_state_dict(packed)
     torch.set_rng_state(checkpoint.tensors["rng"])
     return int(checkpoint.header["step"])
-
-
-def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys that matter to the result and whose values differ, as `key (left, here right)`."""
-    found = []
-    for key in sorted(left.keys() | right.keys()):
-        a, b = left.get(key), right.get(key)
-        if a == b or (not prefix and key in NOT_IDENTITY):
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differing_keys(a, b, f"{prefix}{key}.")
-        else:
-            found.append(f"{prefix}{key} ({a}, here {b})")
-    return found
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:

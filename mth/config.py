@@ -275,7 +275,10 @@ class TrackerConfig:
 
 @dataclass
 class Config:
-    """One run. `mask_seed` alone decides the mask, `seed.train` prompts and sampling, `seed.eval` the evaluations."""
+    """One run. `mask_seed` alone decides the mask, `seed.train` prompts and sampling, `seed.eval` the evaluations.
+
+    Of grids: force runs cells again that are finished elsewhere; detach returns when the grid is submitted.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -295,6 +298,8 @@ class Config:
     run_dir: str | None = None
     resume: bool = False
     checkpoint: str | None = None
+    force: bool = False
+    detach: bool = False
 
     def __post_init__(self) -> None:
         """Fill what follows from other keys, then validate. Raises UserError naming the key."""
@@ -429,6 +434,12 @@ def check_trainable(config: Config) -> None:
     )
 
 
+def check_context(config: Config, limit: int) -> None:
+    """Raise UserError when a reply alone would fill the model's context of `limit` tokens; prompts are checked when they are generated from."""
+    for key, tokens in (("rollout.max_tokens", config.rollout.max_tokens), ("eval.max_tokens", config.eval.max_tokens or 0)):
+        require(tokens < limit, f"{key}={tokens} leaves no room for a prompt in the model's context of {limit} tokens; lower it")
+
+
 def table_lr(table: str | None, percent: float) -> float:
     """Learning rate of the model's table at this sparsity; between two levels, linear in log(rate) over log(density).
 
@@ -513,10 +524,24 @@ def read_config(path: Path) -> Config:
 
 
 # What does not influence the result of a run: where it is, who watches it, and how often it is saved.
-NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "tracker", "checkpoints")
+NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints")
 
 
 def identity(config: Config) -> str:
     """Hash of everything that influences the result: the same identity means the same run."""
     data = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys that matter to the result and whose values differ, as `key (left, here right)`."""
+    found = []
+    for key in sorted(left.keys() | right.keys()):
+        a, b = left.get(key), right.get(key)
+        if a == b or (not prefix and key in NOT_IDENTITY):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differing_keys(a, b, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key} ({a}, here {b})")
+    return found

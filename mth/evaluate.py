@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mth.cli import compose, one_line_errors
+from mth.cli import one_line_errors
+from mth.compose import compose
 from mth.config import Config, from_plain, load, require, rewrite_numbers, to_plain
 
 

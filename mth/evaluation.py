@@ -1,8 +1,15 @@
 """pass@1 and mean reward of a task's evaluation episodes."""
 
+import fcntl
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from mth.config import Config
+from tqdm import tqdm
+
+from mth.config import Config, to_plain
+from mth.files import read_json, write_json
 from mth.rollout.conversation import Rollout, Script, play
 from mth.rollout.engine import RolloutEngine
 from mth.tasks import choose_eval
@@ -38,3 +45,33 @@ def evaluate(engine: RolloutEngine, script: Script, tasks: dict[str, Task], conf
         rollouts = play(engine, script, task, episodes, 1, config.eval.max_tokens or 1, config.eval.temperature, seed)
         metrics |= summarize(rollouts, f"eval/{name}")
     return metrics
+
+
+def base_key(config: Config) -> str:
+    """Names the evaluation of the untrained model: everything that it depends on, and nothing that only training does."""
+    data = to_plain(config)
+    parts = {key: data[key] for key in ("model", "task", "eval")}
+    parts |= {"seed": config.seed.eval, "engine": data["rollout"]["engine"], "dtype": data["rollout"]["dtype"]}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def evaluate_base(engine: RolloutEngine, script: Script, tasks: dict[str, Task], config: Config, grid: Path | None) -> dict[str, float]:
+    """`evaluate` at step 0. In a grid the first cell stores the result in `grid`/base/, and cells with the same model, tasks and seeds
+    read it; those that start at the same time wait for the first.
+    """
+    if grid is None:
+        return evaluate(engine, script, tasks, config)
+    stored = grid / "base" / f"{base_key(config)}.json"
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    with open(stored.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: every cell evaluates for itself
+            return evaluate(engine, script, tasks, config)
+        known = read_json(stored)
+        if known:
+            tqdm.write(f"base model: evaluation read from {stored}")
+            return known
+        metrics = evaluate(engine, script, tasks, config)
+        write_json(stored, metrics)
+        return metrics

@@ -1,17 +1,24 @@
-"""Run folders: one process at a time, one configuration for ever."""
+"""Run folders: one process at a time, one configuration for ever, found again by what they compute."""
 
 import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import yaml
 from omegaconf import OmegaConf
 
-from mth.checkpoint import checkpoints_of, differing_keys, latest_checkpoint
-from mth.config import Config, identity, read_config, to_plain
+from mth.config import Config, differing_keys, flat, identity, read_config, to_plain
 from mth.errors import UserError
-from mth.files import read_json, write_text
+from mth.files import read_json, write_json, write_text
+from mth.provenance import code_version
 
-UNFINISHED = ("interrupted", "failed", None)
+DONE = ("finished", "collapsed")
+# Cheap to compare in a stored configuration before its identity is computed in full.
+TELLING = ("sparsity.percent", "mask_seed", "seed.train", "lr.value", "model.name", "task.name", "train.steps")
 
 
 def lock(run_dir: Path) -> IO[str] | None:
@@ -25,20 +32,41 @@ def lock(run_dir: Path) -> IO[str] | None:
     return handle
 
 
-def claim(run_dir: Path, config: Config) -> IO[str]:
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process is at work in the folder; leaves no trace in it."""
+    try:
+        with open(run_dir / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def status_of(run_dir: Path) -> str | None:
+    """finished, collapsed, failed or interrupted, as the run itself left it; None when it has not ended in an orderly way."""
+    return read_json(run_dir / "summary.json").get("status")
+
+
+def claim(run_dir: Path, config: Config, patience_s: float = 0.0) -> IO[str]:
     """Take a folder for a run of this configuration, new or to be continued; returns its lock.
 
-    Raises UserError, and leaves everything as it is, when another process runs there, when the folder belongs to another configuration, or
-    when it has checkpoints of which none can be read.
+    patience_s: how long to wait for a process that is about to end, as after a requeue. Writes `run.json`: identity, code, host, process,
+    job, number of starts. Raises UserError, and leaves everything as it is, when another process runs there, when the folder belongs to
+    another configuration, or when it has checkpoints of which none can be read.
     """
+    from mth.checkpoint import checkpoints_of, latest_checkpoint  # loads torch, which looking at runs does not need
+
     run_dir.mkdir(parents=True, exist_ok=True)
-    handle = lock(run_dir)
-    if handle is None:
-        raise UserError(f"run_dir={run_dir} is in use by another process; wait for it, or choose another folder")
+    deadline = time.monotonic() + patience_s
+    while (handle := lock(run_dir)) is None:
+        if time.monotonic() >= deadline:
+            raise UserError(f"run_dir={run_dir} is in use by another process; wait for it, or choose another folder")
+        time.sleep(0.5)
     saved = run_dir / "config.yaml"
-    if saved.is_file() and identity(stored := read_config(saved)) != identity(config):
-        different = ", ".join(differing_keys(to_plain(stored), to_plain(config)))
-        raise UserError(f"run_dir={run_dir} belongs to another configuration: {different}; give the same values or another folder")
+    if saved.is_file():
+        check_same(run_dir, config)
     if checkpoints_of(run_dir):
         checkpoint, warnings = latest_checkpoint(run_dir)
         if checkpoint is None:
@@ -46,20 +74,60 @@ def claim(run_dir: Path, config: Config) -> IO[str]:
                 f"run_dir={run_dir}: {warnings[0].removesuffix('; using the one before')}; no checkpoint is left to continue from"
             )
     write_text(saved, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    write_json(run_dir / "run.json", whereabouts(config, read_json(run_dir / "run.json").get("starts", 0) + 1))
+    if status_of(run_dir) not in DONE:
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier start: a kill from here on must not look like that end
     return handle
+
+
+def check_same(run_dir: Path, config: Config) -> None:
+    """Raise UserError, naming the keys, when the folder's configuration is not this one."""
+    if identity(stored := read_config(run_dir / "config.yaml")) != identity(config):
+        different = ", ".join(differing_keys(to_plain(stored), to_plain(config)))
+        raise UserError(f"run_dir={run_dir} belongs to another configuration: {different}; give the same values or another folder")
+
+
+def whereabouts(config: Config, starts: int) -> dict[str, Any]:
+    """What `run.json` holds: who runs what, where, with which code."""
+    job, array, task = (os.environ.get(f"SLURM_{key}") for key in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+    return {
+        "identity": identity(config),
+        "label": config.label,
+        "code": code_version(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "pid": os.getpid(),
+        "job": f"{array}_{task}" if array else job,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "starts": starts,
+    }
+
+
+def note(run_dir: Path, **facts: Any) -> None:
+    """Add to `run.json`."""
+    write_json(run_dir / "run.json", read_json(run_dir / "run.json") | facts)
+
+
+def runs_of(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, list[Path]]:
+    """Run folders under `roots` by identity, for the identities of `configs` only; newest first. Damaged folders are passed over."""
+    wanted = {identity(config) for config in configs}
+    telling = {_telling(to_plain(config)) for config in configs}
+    found: dict[str, dict[Path, float]] = {}
+    for path in (path for root in dict.fromkeys(roots) for path in root.rglob("config.yaml")):
+        try:
+            data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            if isinstance(data, dict) and _telling(data) in telling and (name := identity(read_config(path))) in wanted:
+                found.setdefault(name, {})[path.parent.resolve()] = path.parent.stat().st_mtime
+        except (UserError, yaml.YAMLError, OSError):
+            continue
+    return {name: sorted(paths, key=lambda path: -paths[path]) for name, paths in found.items()}
+
+
+def _telling(data: dict[str, Any]) -> tuple[str, ...]:
+    values = flat(data)
+    return tuple(str(values.get(key)) for key in TELLING)
 
 
 def find_unfinished(root: Path, config: Config) -> Path | None:
     """The newest run folder under `root` with this configuration's identity that has not finished and in which nothing runs."""
-    found = []
-    for path in root.rglob("config.yaml"):
-        try:
-            same = identity(read_config(path)) == identity(config)
-        except UserError:
-            continue
-        if same and read_json(path.with_name("summary.json")).get("status") in UNFINISHED:
-            handle = lock(path.parent)
-            if handle is not None:
-                handle.close()
-                found.append(path.parent)
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    folders = runs_of([root], [config]).get(identity(config), [])
+    return next((folder for folder in folders if status_of(folder) not in DONE and not is_locked(folder)), None)

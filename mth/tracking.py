@@ -19,6 +19,8 @@ from mth.errors import UserError
 from mth.files import read_json, write_json, write_text
 
 JOURNAL = "journal.jsonl"
+PLACES = ("run_dir", "resume", "checkpoint", "force", "detach")  # of this start, not of the run: MLflow refuses parameters that change
+MLFLOW_STATUS = {"finished": "FINISHED", "collapsed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 CLOSE_TIMEOUT_S = 60.0
 RETRY_S = 30.0
 
@@ -145,6 +147,14 @@ def _experiment_id(client: Any, name: str, artifacts: str | None) -> str:
     return found.experiment_id
 
 
+def run_tags(run_dir: Path, root: Path, grid: Path | None) -> dict[str, str]:
+    """Tags for the MLflow UI; `sweep` is the name of the grid, to filter and group by."""
+    tags = {"mth.run_dir": str(run_dir)}
+    if grid is None:
+        return tags
+    return tags | {"sweep": str(grid.relative_to(root)) if grid.is_relative_to(root) else grid.name}
+
+
 def run_parameters(config: Config, facts: dict[str, Any]) -> dict[str, str]:
     """Flat parameters, with short names for what people group by."""
     short = {
@@ -154,7 +164,7 @@ def run_parameters(config: Config, facts: dict[str, Any]) -> dict[str, str]:
         "lr": config.lr.value,
         "algorithm": f"{config.algorithm.advantage.name}-{config.algorithm.ratio.name}",
     }
-    data = {key: value for key, value in flat(to_plain(config)).items() if key not in ("run_dir", "resume", "checkpoint")}
+    data = {key: value for key, value in flat(to_plain(config)).items() if key not in PLACES}
     return {key: str(value)[:500] for key, value in (data | short | facts).items()}
 
 
@@ -229,15 +239,15 @@ class MlflowWriter:
         client = mlflow_client(self.uri)
         state = self.run_dir / "mlflow.json"
         saved = read_json(state)
-        if saved.get("uri") == self.uri:
-            self.run_id = saved["run_id"]
+        others = saved.get("others", {})  # stores that `mth.grid sync` sent the run to as well
+        self.run_id = saved["run_id"] if saved.get("uri") == self.uri else others.get(self.uri, "")
+        if self.run_id:
             client.update_run(self.run_id, status="RUNNING")
         else:
-            run = client.create_run(
-                experiment, run_name=self.config.label, tags={"mth.run_dir": str(self.run_dir), "mth.identity": identity(self.config)}
-            )
+            run = client.create_run(experiment, run_name=self.config.label, tags={"mth.identity": identity(self.config)})
             self.run_id = run.info.run_id
-            write_json(state, {"uri": self.uri, "run_id": self.run_id})
+            main = {"uri": self.uri, "run_id": self.run_id}
+            write_json(state, saved | {"others": others | {self.uri: self.run_id}} if saved else main)
         if not client.get_run(self.run_id).data.params:
             params = [Param(key, value) for key, value in run_parameters(self.config, self.facts).items()]
             client.log_batch(self.run_id, params=params, tags=[RunTag(key, value) for key, value in self.tags.items()])

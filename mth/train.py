@@ -1,32 +1,13 @@
-"""python -m mth.train: one run, or with -m a grid of them."""
+"""python -m mth.train: one run, or with -m a grid of them (which `mth.grid` launches)."""
 
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig
 
 from mth.cli import hydra_main
 from mth.config import check_trainable, load, require
-
-
-class StopSignal:
-    """SIGTERM and SIGINT set a flag that the loop reads at step boundaries; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        print(f"\n{signal.Signals(number).name}: saving at the next step boundary; once more ends at once", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        return self.received is not None
+from mth.signals import listen
 
 
 def report(summary: dict[str, Any], run_dir: Path, tracking: str | None) -> None:
@@ -52,15 +33,12 @@ def main(cfg: DictConfig) -> None:
     check_trainable(config)
     require(config.checkpoint is None, "checkpoint= belongs to mth.evaluate; to continue a run give its run_dir=, or resume=true")
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
+    choice = HydraConfig.get().runtime.choices["hydra/launcher"]
+    require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     root = Path("multirun").resolve()
-    single = HydraConfig.get().mode is RunMode.RUN
-    if config.resume and not single:
-        given = any(override.startswith("run_dir=") for override in HydraConfig.get().overrides.task)
-        require(given, "resume=true of a grid needs run_dir=<the grid's folder>")
-    if config.resume and single and not (run_dir / "config.yaml").is_file():
+    if config.resume and not (run_dir / "config.yaml").is_file():
         from mth.runs import find_unfinished
 
         found = find_unfinished(root, config)
@@ -73,12 +51,12 @@ def main(cfg: DictConfig) -> None:
     from mth.tracking import Store, default_uri, ui_command
     from mth.trainer import train
 
-    stop = StopSignal()
-    summary = train(config, run_dir, root, stop)
+    requests = listen()
+    summary = train(config, run_dir, root, requests)
     tracking = ui_command(config.tracker.uri or default_uri(root)) if config.tracker.name is Store.mlflow else None
     report(summary, run_dir, tracking)
-    if stop.received is not None:
-        raise SystemExit(128 + stop.received)
+    if requests.received is not None:
+        raise SystemExit(128 + requests.received)
 
 
 if __name__ == "__main__":

@@ -12,35 +12,38 @@ from tqdm import tqdm
 from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
 from mth.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
-from mth.config import Config, PromptOrder
+from mth.config import Config, PromptOrder, check_context
 from mth.errors import UserError
-from mth.evaluation import evaluate, is_right, mean
+from mth.evaluation import evaluate, evaluate_base, is_right, mean
 from mth.files import write_json
-from mth.policy import Policy, draw_ticket, load_policy
+from mth.policy import draw_ticket, load_policy
 from mth.rollout import build_engine
 from mth.rollout.conversation import Rollout, Script, play
-from mth.runs import claim
+from mth.runs import claim, note
 from mth.seeds import derive_seed, permutation
+from mth.signals import Requests
 from mth.tasks import load_tasks
 from mth.tasks.base import Episode, Task
 from mth.tickets.ticket import Ticket
-from mth.tracking import Journal, Tracker
+from mth.tracking import MLFLOW_STATUS, Journal, Tracker, run_tags
 from mth.update import build_optimizer, collate, update
 
-MLFLOW_STATUS = {"finished": "FINISHED", "collapsed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
-
-def train(config: Config, run_dir: Path, root: Path, stop_requested: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def train(
+    config: Config, run_dir: Path, root: Path, requests: Requests | None = None, grid: Path | None = None, patience_s: float = 0.0
+) -> dict[str, Any]:
     """Run (or continue) one training run in `run_dir` and return its summary, which is also written to `summary.json`.
 
-    root: folder of all runs, where the default MLflow store is. stop_requested: asked at every step boundary; True saves and ends.
+    root: folder of all runs, where the default MLflow store is. requests: read at every step boundary. grid: folder of the grid that the run
+    is a cell of; cells of a grid share the evaluation of the base model. patience_s: how long to wait for the folder's lock.
     """
-    claimed = claim(run_dir, config)
+    requests = requests or Requests()
+    claimed = claim(run_dir, config, patience_s)
     torch.manual_seed(derive_seed("torch", config.seed.train))  # nothing here draws from it; a model with dropout would
     task, eval_tasks = load_tasks(config)
     check_rows(task, config)
     policy = load_policy(config.model)
-    check_context(policy, config)
+    check_context(config, policy.model.config.max_position_embeddings)
     ticket = draw_ticket(policy, config)
     base_values = ticket.values.detach().clone() if config.algorithm.kl_coef > 0 else None
     optimizer = build_optimizer(ticket, config.optimizer, config.lr.value or 0.0)
@@ -56,7 +59,8 @@ def train(config: Config, run_dir: Path, root: Path, stop_requested: Callable[[]
         done = restore_training(checkpoint, ticket, optimizer, config)
         lagged = None if lagged is None else checkpoint.tensors["lagged"].to(lagged.device)
     facts = {"active_parameters": ticket.active_parameters, "total_parameters": ticket.total_parameters, "mask_sha256": ticket.mask_sha256}
-    tracker = Tracker(config, run_dir, root, done, facts, run_tags(config, run_dir))
+    note(run_dir, facts=facts)
+    tracker = Tracker(config, run_dir, root, done, facts, run_tags(run_dir, root, grid))
     start = "start" if done < 0 else f"continuing after step {done}"
     tqdm.write(
         f"{config.label}: {ticket.active_parameters:,} of {ticket.total_parameters:,} parameters, mask {ticket.mask_sha256[:12]}, {start}"
@@ -70,13 +74,13 @@ def train(config: Config, run_dir: Path, root: Path, stop_requested: Callable[[]
     status, reason = "finished", past_collapse(tracker.journal, config)
     try:
         if done < 0:
-            tracker.log(0, timed(lambda: evaluate(engine, script, eval_tasks, config), "seconds/evaluation"))
+            tracker.log(0, timed(lambda: evaluate_base(engine, script, eval_tasks, config, grid), "seconds/evaluation"))
             done = 0
         progress = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps)
         for step in progress:
             if reason is not None and config.collapse.stop:
                 break
-            if stop_requested():
+            if requests.stop:
                 status = "interrupted"
                 break
             clock = Clock(policy.model.device)
@@ -110,7 +114,8 @@ def train(config: Config, run_dir: Path, root: Path, stop_requested: Callable[[]
             tracker.log(step, metrics)
             progress.set_postfix(reward=f"{metrics['reward/mean']:.3f}", **eval_postfix(metrics))
             done = step
-            if config.checkpoints.every and step % config.checkpoints.every == 0:
+            if requests.save or (config.checkpoints.every and step % config.checkpoints.every == 0):
+                requests.save = False
                 save(step)
         if reason is not None and status == "finished":
             status = "collapsed"
@@ -135,14 +140,6 @@ def check_rows(task: Task, config: Config) -> None:
     count, size = config.prompts_per_step, len(task.train)
     if size < count:
         raise UserError(f"task {task.name} has {size} training rows, fewer than the {count} prompts of a step; lower train.batch_size")
-
-
-def check_context(policy: Policy, config: Config) -> None:
-    """Raise UserError when a reply alone would fill the model's context; prompts are checked when they are generated from."""
-    limit = policy.model.config.max_position_embeddings
-    for key, tokens in (("rollout.max_tokens", config.rollout.max_tokens), ("eval.max_tokens", config.eval.max_tokens or 0)):
-        if tokens >= limit:
-            raise UserError(f"{key}={tokens} leaves no room for a prompt in the model's context of {limit} tokens; lower it")
 
 
 def prompts(task: Task, config: Config, step: int) -> list[Episode]:
@@ -220,11 +217,6 @@ def past_collapse(journal: Journal, config: Config) -> str | None:
     rewards, entropies = ([metrics[key] for metrics in steps] for key in ("reward/mean", "entropy"))
     reasons = (collapse_reason(rewards[: i + 1], entropies[: i + 1], metrics, config.collapse) for i, metrics in enumerate(steps))
     return next((reason for reason in reasons if reason is not None), None)
-
-
-def run_tags(config: Config, run_dir: Path) -> dict[str, str]:
-    """Tags for the MLflow UI; `sweep` is the folder that runs launched together share."""
-    return {"sweep": run_dir.parent.name, "mth.run_dir": str(run_dir)}
 
 
 def summarize_run(

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mth.cli import compose
+from mth.compose import compose
 from mth.config import (
     Config,
     Dtype,

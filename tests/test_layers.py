@@ -8,15 +8,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "mth"
 
 LAYERS = [
-    ["errors", "paths", "files"],
-    ["config"],
-    ["seeds", "cli"],
+    ["errors", "paths", "files", "signals"],
+    ["config", "provenance"],
+    ["seeds", "launchers"],
+    ["compose"],
+    ["cells"],
+    ["cli"],
     ["tickets", "algorithm", "tasks"],
     ["policy", "checkpoint", "tracking"],
     ["rollout", "pretraining", "runs"],
     ["update", "evaluation"],
     ["trainer"],
-    ["train", "evaluate", "export", "pretrain"],
+    ["train", "evaluate", "export", "pretrain", "grid"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -53,5 +56,5 @@ def loaded(statement):
 
 def test_configuration_and_entry_points_load_nothing_heavy():
     assert loaded("import mth.config") == []
-    for entry in ("train", "evaluate", "export", "pretrain"):
+    for entry in ("train", "evaluate", "export", "pretrain", "grid.__main__", "grid.state"):
         assert loaded(f"import mth.{entry}") == []

@@ -1,0 +1,208 @@
+"""From validated cells to running ones: what is new, frozen inputs, submission, waiting, the list of failures."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from mth.cells import Cell
+from mth.config import Store, identity, to_plain
+from mth.errors import UserError
+from mth.files import write_json, write_text
+from mth.grid import local, slurm
+from mth.grid.plan import check_models
+from mth.grid.record import Entry, Grid, is_grid, launcher_pid, log_event, read_grid
+from mth.grid.show import Display, state_table
+from mth.grid.state import PENDING, CellState, cell_states, elsewhere
+from mth.provenance import code_version, environment, snapshot
+from mth.runs import DONE, check_same, runs_of, status_of
+
+SLURM_POLL_S = 3.0
+
+
+def runs_root() -> Path:
+    """Folder of all runs, whatever grid they belong to."""
+    return Path("multirun").resolve()
+
+
+def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
+    """Launch a grid in `folder` and wait for it, unless detach=true. Returns pass@1 after training on the first task, per cell.
+
+    Cells with the identity of a finished run are not run again, unfinished ones are continued in their folder, wherever it is under
+    multirun/. Raises UserError before anything runs when something is wrong, and at the end when cells have failed.
+    """
+    check_models(cells)
+    grid = prepare(cells, folder.resolve(), runs_root())
+    prepare_stores(cells, grid.root)
+    counts = {found: sum(entry.found == found for entry in grid.entries) for found in ("new", "continued", "finished", "busy")}
+    words = {"new": "new", "continued": "to be continued", "finished": "finished before", "busy": "queued or running already"}
+    print(
+        f"grid {os.path.relpath(grid.folder)}: {len(grid.entries)} cells, " + ", ".join(f"{n} {words[f]}" for f, n in counts.items() if n)
+    )
+    start(grid, to_run(grid), detach=cells[0].config.detach)
+    if cells[0].config.detach:
+        return [None] * len(cells)
+    return finish(grid)
+
+
+def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
+    """Write everything that the cells need: configurations, the frozen code, the grid's record. Nothing runs yet.
+
+    A folder that is a grid already keeps its other cells. Raises UserError when a cell's folder belongs to another configuration.
+    """
+    chosen = choose(cells, folder, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell, entry in zip(cells, chosen, strict=True):
+        if entry.found == "new":
+            entry.dir.mkdir(parents=True, exist_ok=True)
+            write_text(entry.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(cell.config))))
+    code = snapshot(folder / "code")
+    write_json(folder / "environment.json", environment())
+    names = {entry.name for entry in chosen}
+    kept = [entry for entry in read_grid(folder).entries if entry.name not in names] if is_grid(folder) else []
+    grid = Grid(folder, root, code, code_version(), shlex.join(["python", "-m", "mth.train", *sys.argv[1:]]), [*kept, *chosen])
+    grid.write()
+    return grid
+
+
+def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
+    """Where each cell runs, and what is there already. Raises UserError when its folder belongs to another configuration."""
+    known = {} if cells[0].config.force else runs_of([root, folder], [cell.config for cell in cells])
+    entries: list[Entry] = []
+    for cell in cells:
+        name = identity(cell.config)
+        here = folder / cell.name
+        twin = next((entry for entry in entries if entry.identity == name), None)
+        there = known.get(name, [])
+        finished = next((path for path in there if status_of(path) in DONE), None)
+        if twin is not None:
+            found, place = "busy", twin.dir
+        elif finished is not None:
+            found, place = "finished", finished
+        elif there:
+            busy = next((path for path in there if elsewhere(path)), None)
+            found, place = ("busy", busy) if busy is not None else ("continued", there[0])
+        else:
+            found, place = "new", _free(here) if cells[0].config.force else here
+            if (place / "config.yaml").is_file():
+                check_same(place, cell.config)
+        steps, tasks = cell.config.train.steps, list(cell.config.eval.tasks or [])
+        entries.append(Entry(cell.name, place, list(cell.overrides), name, cell.launcher, found, steps, tasks))
+    return entries
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number behind it when it is taken."""
+    number, place = 2, path
+    while place.exists():
+        number, place = number + 1, path.with_name(f"{path.name}-{number}")
+    return place
+
+
+def prepare_stores(cells: Sequence[Cell], root: Path) -> None:
+    """Create MLflow stores and experiments before the first job: many processes that create one at once would break it."""
+    from mth.tracking import default_uri, prepare_store
+
+    trackers = {
+        (c.config.tracker.uri or default_uri(root), c.config.tracker.experiment) for c in cells if c.config.tracker.name is Store.mlflow
+    }
+    for uri, experiment in sorted(trackers):
+        try:
+            prepare_store(uri, experiment)
+        except Exception as error:  # whatever a server that is down raises: the journals hold everything until a sync
+            said = str(error).strip().splitlines()
+            print(
+                f"warning: MLflow at {uri} does not answer ({said[0][:160] if said else type(error).__name__}); the journals keep all metrics",
+                file=sys.stderr,
+            )
+
+
+def to_run(grid: Grid) -> list[Entry]:
+    """Cells that are neither finished nor queued nor running."""
+    twins: set[Path] = set()
+    entries = []
+    for cell in cell_states(grid):
+        if cell.state not in (*DONE, *PENDING) and cell.entry.dir not in twins:
+            twins.add(cell.entry.dir)
+            entries.append(cell.entry)
+    return entries
+
+
+def start(grid: Grid, entries: list[Entry], detach: bool) -> None:
+    """Submit to SLURM, or run on this machine; with detach a process in the background does the latter."""
+    if not entries:
+        return
+    if entries[0].launcher["kind"] == "slurm":
+        slurm.submit(grid, entries)
+        print(f"submitted {len(entries)} jobs. They do not need this process. {_commands(grid)}")
+        return
+    if detach:
+        with open(grid.folder / "launcher.log", "ab") as log:
+            command = [sys.executable, "-m", "mth.grid", "resume", str(grid.folder)]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        print(f"running {len(entries)} cells in the background (process {process.pid}). {_commands(grid)}")
+        return
+    display = Display(grid)
+    try:
+        local.run(grid, entries, display.refresh)
+    finally:
+        display.close()
+
+
+def _commands(grid: Grid) -> str:
+    return f"Watch: python -m mth.grid status {os.path.relpath(grid.folder)}"
+
+
+def wait(grid: Grid) -> None:
+    """Until no cell of a SLURM grid is queued or running. Looks twice, so that a job between two states is not taken for ended."""
+    display = Display(grid, SLURM_POLL_S)
+    quiet = 0
+    try:
+        while quiet < 2:
+            quiet = 0 if any(cell.state in PENDING for cell in display.refresh()) else quiet + 1
+            time.sleep(SLURM_POLL_S)
+    except KeyboardInterrupt:
+        print(f"\nno longer watching; the jobs go on. {_commands(grid)}", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        display.close()
+
+
+def finish(grid: Grid) -> list[float | None]:
+    """Wait for what still runs, show the table, and raise UserError listing every cell that did not finish."""
+    if any(entry.launcher["kind"] == "slurm" for entry in grid.entries):
+        wait(grid)
+    states = cell_states(grid)
+    print(state_table(states))
+    bad = [cell for cell in states if cell.state not in (*DONE, *PENDING)]
+    if bad:
+        lines = "".join(
+            f"\n  {cell.entry.name}: {cell.state}{': ' + cell.reason if cell.reason else ''}\n    log: {log_of(grid, cell)}" for cell in bad
+        )
+        raise UserError(
+            f"{len(bad)} of {len(states)} cells did not finish; python -m mth.grid resume {os.path.relpath(grid.folder)}{lines}"
+        )
+    return [next((after for _, after in cell.passes.values()), None) for cell in states]
+
+
+def log_of(grid: Grid, cell: CellState) -> Path:
+    """The cell's output: of its SLURM job, or of its process here."""
+    path = slurm.log_path(grid, cell.job) if cell.job else local.log_path(cell.entry)
+    return Path(os.path.relpath(path))
+
+
+def cancel(grid: Grid) -> str:
+    """Stop everything: running cells save at their next step boundary and end, waiting ones leave the queue. Returns one line."""
+    states = cell_states(grid)
+    running, waiting = ([cell for cell in states if cell.state == state] for state in ("running", "queued"))
+    log_event(grid.folder, "cancelled", cells=[cell.entry.name for cell in (*running, *waiting)])
+    slurm.cancel([cell.job for cell in running if cell.job], [cell.job for cell in waiting if cell.job])
+    pid = launcher_pid(grid.folder)
+    if pid is not None:
+        os.kill(pid, 15)  # the launcher passes it on to its cells
+    return f"asked {len(running)} running cells to save and end, took {len(waiting)} out of the queue"

@@ -1,0 +1,108 @@
+"""What a grid will cost, before it is launched: cells, active parameters, memory, rollouts, what is finished already."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mth.cells import Cell
+from mth.config import ClipNorm, Config, OptimizerName, check_context, flat, to_plain
+from mth.errors import UserError
+from mth.grid.show import table
+
+PROCESS_BYTES = 450 * 2**20  # Python with torch, transformers and MLflow loaded, measured on a CPU
+SIZES = {"float32": 4, "bfloat16": 2}
+
+
+class ModelFacts(NamedTuple):
+    """shapes: name -> shape of every parameter tensor, tied ones once. architecture: transformers' configuration of the model."""
+
+    shapes: Any
+    architecture: Any
+
+
+def model_facts(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
+    """Shapes and architecture of every model among the cells, by the model section's text; no weights are loaded."""
+    from mth.policy import architecture, parameter_shapes
+
+    models = {repr(cell.config.model): cell.config.model for cell in cells}
+    return {key: ModelFacts(parameter_shapes(model), architecture(model)) for key, model in models.items()}
+
+
+def check_models(cells: Sequence[Cell]) -> None:
+    """Raise UserError, naming the cell, for what only the model's architecture shows: no active entry, or replies longer than its context."""
+    facts = model_facts(cells)
+    for cell in cells:
+        config, model = cell.config, facts[repr(cell.config.model)]
+        try:
+            if sum(active_counts(config, model)) == 0:
+                raise UserError(f"sparsity.percent={config.sparsity.percent} leaves no active entry in this model; lower it")
+            check_context(config, model.architecture.max_position_embeddings)
+        except UserError as error:
+            raise UserError(f"{error} (in the cell {' '.join(cell.overrides)})") from error
+
+
+def active_counts(config: Config, model: ModelFacts) -> list[int]:
+    """Active entries per tensor."""
+    from mth.tickets.sampling import active_count
+
+    return [active_count(math.prod(shape), config.sparsity.percent) for shape in model.shapes.values()]
+
+
+def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
+    """Bytes per part of a run's peak: weights, ticket (values, gradient, index, moments), largest dense gradient, activations, KV cache.
+
+    Activations and KV cache never live at the same time: the larger counts. On a GPU the process's own memory is the host's.
+    """
+    shape, width = model.architecture, SIZES[config.model.dtype.name]
+    sizes = [math.prod(dims) for dims in model.shapes.values()]
+    counts = active_counts(config, model)
+    active, total = sum(counts), sum(sizes)
+    moments = {OptimizerName.sgd: 1 if config.optimizer.momentum else 0}.get(config.optimizer.name, 2)
+    index = 0 if config.sparsity.percent == 0 else 4
+    dense = config.optimizer.clip_norm is ClipNorm.dense
+    gradient = total if dense else max((size for size, count in zip(sizes, counts, strict=True) if count), default=0)
+    layers, hidden, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    tokens = config.train.micro_batch_tokens
+    per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
+    kept = 2 * hidden * layers + per_layer if config.model.activation_checkpointing else per_layer * layers
+    logits = 2 * 4 * min(2**26, tokens * shape.vocab_size)
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
+    head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0) + 256
+    cache = 2 * layers * heads * head_dim * width * config.rollout.batch_size * longest
+    return {
+        "process": PROCESS_BYTES,
+        "weights": total * width * (2 if config.rollout.dtype not in (None, config.model.dtype) else 1),
+        "ticket": active * (4 + 4 + index + 4 * moments),
+        "gradient": gradient * width,
+        "activations": max(tokens * kept * width + logits, 2 * cache),
+    }
+
+
+def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, Path]]) -> str:
+    """One line per cell and the totals; found: state and folder of each cell's run."""
+    facts = model_facts(cells)
+    changing = _changing(cells)
+    rows, rollouts, memories = [], 0, []
+    for cell, (state, _) in zip(cells, found, strict=True):
+        config, model = cell.config, facts[repr(cell.config.model)]
+        memory = sum(memory_estimate(config, model).values())
+        count = config.train.steps * config.train.batch_size
+        memories.append(memory)
+        rollouts += count if state in ("new", "continued") else 0
+        values = flat(to_plain(config))
+        active = sum(active_counts(config, model))
+        rows.append(
+            (cell.name, " ".join(f"{key}={values[key]}" for key in changing), f"{active:,}", f"{memory / 2**30:.2f}", f"{count:,}", state)
+        )
+    states = [state for state, _ in found]
+    summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    head = ("cell", "settings", "active", "GiB", "rollouts", "state")
+    return f"{table(head, rows)}\n{len(cells)} cells: {summary}; {rollouts:,} rollouts to generate; up to {max(memories) / 2**30:.2f} GiB per cell (estimate)"
+
+
+def _changing(cells: Sequence[Cell]) -> list[str]:
+    """Keys whose values differ between cells."""
+    plain = [flat(to_plain(cell.config)) for cell in cells]
+    return [key for key in plain[0] if len({str(values.get(key)) for values in plain}) > 1]

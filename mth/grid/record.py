@@ -1,0 +1,114 @@
+"""What a grid's folder holds: `grid.json` (cells, code, launcher), `environment.json`, `events.jsonl` (submissions and ends), `code/`, `base/`."""
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mth.errors import UserError
+from mth.files import read_json, write_json
+
+FORMAT = "mth-grid-1"
+
+
+@dataclass
+class Entry:
+    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: new, continued, finished or busy at launch.
+
+    steps, tasks: optimizer steps and evaluation tasks of its configuration.
+    """
+
+    name: str
+    dir: Path
+    overrides: list[str]
+    identity: str
+    launcher: dict[str, Any]
+    found: str
+    steps: int
+    tasks: list[str]
+
+
+@dataclass
+class Grid:
+    """folder: of the grid. root: of all runs. code: the frozen copy that the cells import. version: its commit."""
+
+    folder: Path
+    root: Path
+    code: Path
+    version: dict[str, Any]
+    command: str
+    entries: list[Entry]
+
+    def write(self) -> None:
+        """Store everything in `grid.json`. Folders inside the grid's own are stored relative to it, so that it can be moved."""
+        cells = [asdict(entry) | {"dir": self._short(entry.dir)} for entry in self.entries]
+        data = {"format": FORMAT, "root": str(self.root), "code": self._short(self.code), "version": self.version, "command": self.command}
+        write_json(self.folder / "grid.json", data | {"cells": cells})
+
+    def _short(self, path: Path) -> str:
+        return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else str(path)
+
+
+def is_grid(folder: Path) -> bool:
+    return (folder / "grid.json").is_file()
+
+
+def read_grid(folder: Path) -> Grid:
+    """The grid of a folder. Raises UserError when it is none."""
+    folder = folder.resolve()
+    data = read_json(folder / "grid.json")
+    if data.get("format") != FORMAT:
+        raise UserError(f"{folder} is not the folder of a grid: it has no grid.json of this version of mth")
+    entries = [Entry(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
+    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], entries)
+
+
+def log_event(folder: Path, event: str, **details: Any) -> None:
+    """Append a line to `events.jsonl`: what was submitted, what ended how, what was cancelled."""
+    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}) + "\n"
+    with open(folder / "events.jsonl", "a") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of `events.jsonl`."""
+    path = folder / "events.jsonl"
+    events = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events
+
+
+def hold_launcher(folder: Path) -> IO[str] | None:
+    """The lock of the process that starts this grid's cells on this machine, with its pid inside; None when another one has it."""
+    handle = open(folder / ".launcher", "a+")  # noqa: SIM115 - held open on purpose
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle
+
+
+def launcher_pid(folder: Path) -> int | None:
+    """Process that is starting cells of this grid right now, if any."""
+    try:
+        with open(folder / ".launcher") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(handle.read() or 0) or None
+    except FileNotFoundError:
+        pass
+    return None

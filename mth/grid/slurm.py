@@ -1,0 +1,140 @@
+"""Cells as SLURM jobs through submitit, and what SLURM says of them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mth.errors import UserError
+from mth.grid.record import Entry, Grid, log_event
+
+ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+PASSED_ON = ("partition", "account", "qos", "constraint", "gpus_per_node")
+
+
+class Job:
+    """What submitit pickles, by reference: a job unpickles it from the frozen copy of the code. Requeued, it starts again from the files."""
+
+    def __call__(self, run_dir: str, grid_dir: str) -> None:
+        from mth.grid.worker import run_cell
+
+        run_cell(Path(run_dir), Path(grid_dir))
+
+    def checkpoint(self, run_dir: str, grid_dir: str) -> Any:
+        """submitit's question what to run after a requeue: the same, with as many requeues as before."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, run_dir, grid_dir)
+
+
+@dataclass(frozen=True)
+class JobState:
+    state: str
+    node: str = ""
+    reason: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+def submit(grid: Grid, entries: list[Entry]) -> None:
+    """One array per set of equal launcher settings. Raises UserError with sbatch's own words when it refuses."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "hydra/launcher=slurm: no sbatch on this machine; start from a login node of the cluster, or use hydra/launcher=local"
+        )
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    shapes: dict[str, list[Entry]] = {}
+    for entry in entries:
+        shapes.setdefault(repr(sorted(entry.launcher.items(), key=str)), []).append(entry)
+    for alike in shapes.values():
+        settings = alike[0].launcher
+        executor = submitit.SlurmExecutor(folder=grid.folder / "slurm", max_num_timeout=settings["max_num_timeout"])
+        executor.update_parameters(
+            job_name=f"mth-{grid.folder.name}",
+            time=settings["timeout_min"],
+            nodes=1,
+            ntasks_per_node=1,
+            cpus_per_task=settings["cpus_per_task"],
+            mem=f"{round(settings['mem_gb'] * 1024)}MB",
+            array_parallelism=settings["array_parallelism"],
+            signal_delay_s=settings["signal_delay_s"],
+            stderr_to_stdout=True,
+            setup=[
+                *settings["setup"],
+                f"export PYTHONPATH={shlex.quote(str(grid.code))} PYTHONSAFEPATH=1",  # the frozen code, and not what lies in this folder
+                "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}",
+            ],
+            additional_parameters={"requeue": True} | settings["additional_parameters"],
+            **{key: settings[key] for key in PASSED_ON if settings[key] is not None},
+        )
+        try:
+            jobs = executor.map_array(Job(), [str(entry.dir) for entry in alike], [str(grid.folder)] * len(alike))
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            said = " ".join(str(getattr(error, "stderr", "") or error.__cause__ or error).split())
+            raise UserError(f"sbatch refused {len(alike)} of {len(entries)} cells: {said[-300:]}") from error
+        ids = {entry.name: job.job_id for entry, job in zip(alike, jobs, strict=True)}
+        log_event(grid.folder, "submitted", cells=list(ids), jobs=ids)
+
+
+def log_path(grid: Grid, job: str) -> Path:
+    """Where submitit puts the output of a job."""
+    return grid.folder / "slurm" / f"{job}_0_log.out"
+
+
+def query(jobs: Iterable[str]) -> dict[str, JobState]:
+    """State of these jobs as far as SLURM knows: the queue first, then accounting. Unknown jobs are missing from the result."""
+    wanted = set(jobs)
+    if not wanted:
+        return {}
+    found: dict[str, JobState] = {}
+    for line in _lines("squeue", "-h", "-r", "--me", "-o", "%i|%T|%N|%r"):
+        job, state, node, reason = line.split("|", 3)
+        if job in wanted:
+            found[job] = JobState(state, node, "" if reason == "None" else reason)
+    forgotten = wanted - found.keys()
+    if forgotten:
+        parents = ",".join(sorted({job.split("_")[0] for job in forgotten}))
+        for line in _lines("sacct", "-n", "-X", "-P", "-j", parents, "-o", "JobID,State,NodeList"):
+            job, state, node = line.split("|", 2)
+            for name in _expand(job):
+                if name in forgotten:
+                    found[name] = JobState(state.split()[0], "" if node == "None assigned" else node)
+    return found
+
+
+def cancel(running: Iterable[str], waiting: Iterable[str]) -> None:
+    """Ask running jobs to save and end, and take waiting ones out of the queue."""
+    if running := list(running):
+        subprocess.run(["scancel", "--signal=INT", *running], check=False)
+    if waiting := list(waiting):
+        subprocess.run(["scancel", *waiting], check=False)
+
+
+def _lines(*command: str) -> list[str]:
+    """Output of a SLURM command; nothing when it is missing or fails, which means that SLURM has nothing to say."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"SLURM_TIME_FORMAT": "standard"})
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in result.stdout.splitlines() if "|" in line]
+
+
+def _expand(job: str) -> list[str]:
+    """sacct's `12_[0-2,5%4]` for waiting cells of an array, one by one."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
+    if match is None:
+        return [job]
+    numbers: list[int] = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return [f"{match[1]}_{number}" for number in numbers]

@@ -1,0 +1,116 @@
+"""The state of every cell, from the files that runs and launchers leave, and from SLURM for as long as it remembers."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mth.files import read_json
+from mth.grid import slurm
+from mth.grid.record import Entry, Grid, is_grid, launcher_pid, read_events, read_grid
+from mth.runs import DONE, is_locked
+from mth.tracking import JOURNAL, read_journal
+
+PENDING = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class CellState:
+    """state: queued, running, finished, collapsed, failed, interrupted, killed, cancelled, or new (never submitted)."""
+
+    entry: Entry
+    state: str
+    step: int
+    steps: int
+    reward: float | None
+    passes: dict[str, tuple[float, float]]
+    seconds: float
+    node: str
+    job: str
+    reason: str
+
+
+def cell_states(grid: Grid) -> list[CellState]:
+    """One state per cell, in the grid's order."""
+    events = read_events(grid.folder)
+    jobs: dict[str, str] = {}
+    ended: dict[str, str] = {}
+    for event in events:  # in order: a later submission replaces what was known
+        if event["event"] == "submitted":
+            for name in event["cells"]:
+                jobs[name] = event["jobs"].get(name, "")
+                ended.pop(name, None)
+        elif event["event"] == "ended":
+            ended[event["cell"]] = _exit_words(event["code"])
+        elif event["event"] == "cancelled":
+            ended |= dict.fromkeys(event["cells"], "cancelled")
+    known = slurm.query(job for job in jobs.values() if job)
+    launching = launcher_pid(grid.folder) is not None
+    waiting = {name for name, job in jobs.items() if launching and not job and name not in ended}
+    return [_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.entries]
+
+
+def _state(entry: Entry, job: str | None, known: dict[str, slurm.JobState], waiting: bool, ended: str | None) -> CellState:
+    """job: id in SLURM, empty for a local process, None when never submitted. waiting: a launcher on this machine will start it."""
+    summary, run = read_json(entry.dir / "summary.json"), read_json(entry.dir / "run.json")
+    status, reason, of_slurm = summary.get("status"), summary.get("reason") or "", known.get(job or "")
+    if status in DONE:
+        state = status
+    elif is_locked(entry.dir):
+        state, reason = "running", ""
+    elif of_slurm is not None and of_slurm.active:
+        state = "queued" if of_slurm.state in ("PENDING", "REQUEUED") else "running"
+        reason = of_slurm.reason if state == "queued" else ""
+    elif waiting:
+        state, reason = "queued", ""
+    elif entry.found == "busy" and job is None:
+        state, reason = elsewhere(entry.dir) or status or "new", ""
+    elif status is not None:
+        state = "cancelled" if ended == "cancelled" and status == "interrupted" else status
+    elif ended == "cancelled" or (of_slurm is not None and of_slurm.state.startswith("CANCELLED")):
+        state = "cancelled"
+    elif run or job is not None:
+        state = "failed" if of_slurm is not None or ended else "killed"
+        reason = ended or (_slurm_words(of_slurm) if of_slurm is not None else "ended without a word: killed, or its machine was lost")
+    else:
+        state = "new"
+    return _describe(entry, str(state), reason, job or run.get("job") or "", run.get("host") or (of_slurm.node if of_slurm else ""))
+
+
+def _describe(entry: Entry, state: str, reason: str, job: str, node: str) -> CellState:
+    journal = entry.dir / JOURNAL
+    step, reward, passes, seconds = progress(entry.dir, tuple(entry.tasks), journal.stat().st_size if journal.is_file() else 0)
+    return CellState(entry, state, step, entry.steps, reward, dict(passes), seconds, node, job, reason)
+
+
+@lru_cache(maxsize=1024)
+def progress(run_dir: Path, tasks: tuple[str, ...], size: int) -> tuple[int, float | None, dict[str, tuple[float, float]], float]:
+    """Last step, last mean reward, first and last pass@1 per task, seconds, of a journal of `size` bytes (part of the cache's key)."""
+    journal = read_journal(run_dir) if size else []
+    rewards = [line.metrics["reward/mean"] for line in journal if "reward/mean" in line.metrics]
+    passes = {}
+    for task in tasks:
+        values = [line.metrics[key] for line in journal if (key := f"eval/{task}/pass_at_1") in line.metrics]
+        if values:
+            passes[task] = (values[0], values[-1])
+    seconds = sum(value for line in journal for key, value in line.metrics.items() if key.startswith("seconds/"))
+    return journal[-1].step if journal else 0, rewards[-1] if rewards else None, passes, seconds
+
+
+def elsewhere(run_dir: Path) -> str | None:
+    """queued or running, when a process works in the folder or another grid has it in its queue; else None."""
+    if is_locked(run_dir):
+        return "running"
+    if is_grid(run_dir.parent):
+        for cell in cell_states(read_grid(run_dir.parent)):
+            if cell.entry.dir.resolve() == run_dir.resolve() and cell.state in PENDING and cell.entry.found != "busy":
+                return cell.state
+    return None
+
+
+def _exit_words(code: int) -> str:
+    return f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
+
+
+def _slurm_words(state: slurm.JobState) -> str:
+    return "SLURM: " + re.sub(r"_", " ", state.state.lower())
