@@ -36,7 +36,7 @@ def state_table(states: Sequence[CellState]) -> str:
             f"{cell.seconds:.0f}" if cell.seconds else "",
             cell.node,
             cell.job,
-            cell.reason[:80],
+            cell.reason,
         )
         for cell in states
     ]

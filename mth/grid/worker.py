@@ -3,14 +3,15 @@
 Imports the frozen copy of the package that the launcher puts on PYTHONPATH, and runs the configuration that was stored at submission.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
 
 from mth.config import read_config
-from mth.files import write_json
+from mth.files import read_json, write_json
 from mth.grid.record import read_grid
-from mth.runs import DONE, is_locked, status_of
+from mth.runs import DONE, status_of
 from mth.signals import listen
 
 LOCK_PATIENCE_S = 180.0  # a requeued job may start while the old process, or a lost node's lock, is still dying
@@ -31,7 +32,7 @@ def run_cell(run_dir: Path, grid_dir: Path) -> None:
     try:
         summary = train(config, run_dir, grid.root, requests, grid.folder, LOCK_PATIENCE_S)
     except BaseException as error:
-        if status_of(run_dir) is None and not is_locked(run_dir):
+        if status_of(run_dir) is None and read_json(run_dir / "run.json").get("pid") == os.getpid():  # it was ours to run
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             write_json(run_dir / "summary.json", {"status": "failed", "reason": reason, "label": config.label})
         raise

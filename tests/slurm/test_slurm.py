@@ -1,0 +1,237 @@
+"""Grids on a real SLURM, started on this machine by cluster.sh: arrays, failures, kills, time limits, preemption, lost nodes and launchers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mth.grid.record import read_events, read_grid
+from mth.grid.state import cell_states
+from mth.tracking import default_uri, mlflow_client, read_journal
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("cluster.sh")
+SMALL = [
+    "task=arithmetic",
+    "task.train_rows=32",
+    "train.steps=2",
+    "train.batch_size=8",
+    "rollout.group_size=4",
+    "rollout.max_tokens=16",
+    "eval.samples=8",
+    "hydra/launcher=slurm",
+    "hydra.launcher.mem_gb=2",
+    "hydra.launcher.cpus_per_task=1",
+]
+LONG = [
+    *SMALL,
+    "train.steps=100000",
+    "eval.every=0",
+    "checkpoints.every=0",
+    "tracker=none",
+    "lr=1e-6",
+    "hydra.launcher.cpus_per_task=2",
+    "detach=true",
+]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """SLURM_CONF of a running cluster. Installing Debian packages is left to CI and to developers who ask for it."""
+    wanted = os.environ.get("CI") or os.environ.get("MTH_SLURM") or (shutil.which("slurmctld") and shutil.which("mariadbd"))
+    if os.geteuid() != 0 or not shutil.which("apt-get") or not wanted:
+        pytest.skip("needs root on Debian; MTH_SLURM=1 installs and starts SLURM (tests/slurm/cluster.sh)")
+    folder = tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([SCRIPT, "start", folder], capture_output=True, text=True, timeout=600)
+    assert started.returncode == 0, started.stdout + started.stderr
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    yield
+    subprocess.run(["scancel", "--me"], check=False)
+    subprocess.run([SCRIPT, "stop", folder], check=True, timeout=120)
+    del os.environ["SLURM_CONF"]
+
+
+def mth(module, *arguments, cwd, check=True, **more):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
+    command = [sys.executable, "-m", f"mth.{module}", *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def until(condition, what, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.3)
+
+
+def states(folder):
+    return {cell.entry.name: cell.state for cell in cell_states(read_grid(folder))}
+
+
+def sacct(folder):
+    """State in SLURM's accounting of the last job of every cell."""
+    jobs = {}
+    for event in read_events(folder):
+        jobs |= event.get("jobs", {})
+    listed = subprocess.run(["sacct", "-n", "-X", "-P", "-o", "JobID,State"], capture_output=True, text=True, check=True).stdout
+    found = dict(line.split("|") for line in listed.splitlines())
+    return {name: found.get(job, "").split()[:1] for name, job in jobs.items()}
+
+
+def last_step(run_dir):
+    journal = read_journal(run_dir)
+    return journal[-1].step if journal else -1
+
+
+def starts(run_dir):
+    path = run_dir / "run.json"
+    return json.loads(path.read_text())["starts"] if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def grid(cluster, tmp_path_factory):
+    """2 x 3 cells of the embedded model, run to the end."""
+    folder = tmp_path_factory.mktemp("user")
+    mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, f"run_dir={folder}/multirun/first", cwd=folder)
+    return folder / "multirun" / "first"
+
+
+def test_a_grid_is_one_array_tracked_flat_with_one_base_evaluation(grid):
+    assert states(grid) == {f"{i}-s{s}-m{m}": "finished" for i, (s, m) in enumerate((s, m) for s in (99.0, 99.9) for m in (0, 10, 42))}
+    (submitted,) = read_events(grid)
+    assert len({job.split("_")[0] for job in submitted["jobs"].values()}) == 1
+    until(lambda: set(map(tuple, sacct(grid).values())) == {("COMPLETED",)}, "accounting")
+    uri = default_uri(grid.parent)
+    client = mlflow_client(uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted((r.data.params["sparsity"], r.data.params["mask_seed"]) for r in runs) == [
+        (s, m) for s in ("99.0", "99.9") for m in ("0", "10", "42")
+    ]
+    assert {r.data.tags["sweep"] for r in runs} == {"first"}
+    assert not any("mlflow.parentRunId" in r.data.tags for r in runs)
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert len(list((grid / "base").glob("*.json"))) == 1
+    logs = [path.read_text() for path in (grid / "slurm").glob("*_log.out")]
+    assert sum("evaluation read from" in log for log in logs) == 5
+    bases = {json.dumps(read_journal(entry.dir)[0].metrics["eval/arithmetic/reward"]) for entry in read_grid(grid).entries}
+    assert len(bases) == 1
+
+
+def test_a_second_launch_skips_everything_and_a_larger_one_runs_the_rest(grid):
+    before = {path: path.stat().st_mtime_ns for path in grid.rglob("summary.json")}
+    again = mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, cwd=grid.parents[1])
+    assert "6 finished before" in again.stdout
+    assert "submitted" not in again.stdout
+    planned = mth("grid", "plan", "sparsity=99,99.9", "mask_seed=0,10,42,7", *SMALL, cwd=grid.parents[1]).stdout
+    assert planned.count("finished") == 7  # six cells and the line of totals
+    assert "2 new; 32 rollouts" in planned
+    assert {path: path.stat().st_mtime_ns for path in grid.rglob("summary.json")} == before
+
+
+def test_a_job_requeued_after_its_end_does_nothing(grid):
+    entry = read_grid(grid).entries[0]
+    before = (entry.dir / "summary.json").stat().st_mtime_ns, last_step(entry.dir)
+    result = mth("grid.worker", entry.dir, grid, cwd=grid)
+    assert "already finished" in result.stdout
+    assert ((entry.dir / "summary.json").stat().st_mtime_ns, last_step(entry.dir)) == before
+
+
+def test_edits_while_jobs_queue_change_nothing(cluster, tmp_path):
+    """A working copy is edited between submission and start: its code would now fail, its configuration would now take more steps."""
+    for part in ("mth", "conf", "hydra_plugins"):
+        shutil.copytree(REPOSITORY / part, tmp_path / "copy" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "copy" / "multirun" / "edited"
+    arguments = ["-m", "mask_seed=0,1", *SMALL, "detach=true", "+hydra.launcher.additional_parameters.hold=true", f"run_dir={folder}"]
+    mth("train", *arguments, cwd=tmp_path / "copy", PYTHONPATH=str(tmp_path / "copy"))
+    assert set(states(folder).values()) == {"queued"}
+    waiting = mth("train", *arguments, cwd=tmp_path / "copy", PYTHONPATH=str(tmp_path / "copy"))
+    assert "2 queued or running already" in waiting.stdout
+    (tmp_path / "copy" / "mth" / "trainer.py").write_text("raise RuntimeError('edited')\n")
+    recipe = tmp_path / "copy" / "conf" / "recipe" / "tiny+arithmetic.yaml"
+    recipe.write_text(recipe.read_text().replace("lr", "nothing"))
+    subprocess.run(["scontrol", "release", f"jobname=mth-{folder.name}"], check=True)
+    until(lambda: set(states(folder).values()) == {"finished"}, "the edited grid")
+    assert {last_step(entry.dir) for entry in read_grid(folder).entries} == {2}
+
+
+def test_failures_are_listed_the_rest_completes_and_resume_runs_what_is_left(cluster, tmp_path):
+    """One cell cannot read its data, one is killed with SIGKILL, and the launcher is killed as well."""
+    rows = tmp_path / "names.jsonl"
+    rows.write_text("".join(json.dumps({"names": [f"Ann{chr(97 + i)} Bo{chr(97 + j)}" for j in range(8)]}) + "\n" for i in range(26)))
+    (tmp_path / "broken.jsonl").write_text('{"other": 1}\n')
+    folder = tmp_path / "multirun" / "failing"
+    arguments = [
+        *("-m", f"task.path={rows},{tmp_path / 'broken.jsonl'}", "mask_seed=0,1", *SMALL, f"run_dir={folder}"),
+        *("task=alphabet_sort", "train.steps=25", "collapse.window=1000", "checkpoints.every=1", "rollout.max_tokens=48"),
+    ]
+    launcher = subprocess.Popen([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    until(lambda: (folder / "grid.json").exists(), "the grid")
+    killed = folder / "0-s99.0-m0"
+    until(lambda: last_step(killed) >= 2, "a few steps")
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    os.kill(json.loads((killed / "run.json").read_text())["pid"], signal.SIGKILL)
+    until(lambda: not {"queued", "running"} & set(states(folder).values()), "the jobs, which need no launcher")
+    found = states(folder)
+    assert [found[name] for name in sorted(found)] == ["failed", "finished", "failed", "failed"]
+    until(lambda: set(map(tuple, sacct(folder).values())) == {("COMPLETED",), ("FAILED",)}, "accounting")
+    table = mth("grid", "status", folder, cwd=tmp_path).stdout
+    assert "column names is missing" in table
+    assert "SLURM: failed" in table
+    forgotten = mth("grid", "status", folder, cwd=tmp_path, SLURM_CONF="/nonexistent").stdout
+    assert "killed" in forgotten and "finished" in forgotten
+    broken = next(path for path in (folder / "slurm").glob("*_log.out") if "column names is missing" in path.read_text())
+    assert "Traceback" in broken.read_text()
+
+    resumed = mth("grid", "resume", folder, "hydra.launcher.timeout_min=30", cwd=tmp_path, check=False)
+    assert resumed.returncode == 2
+    assert "2 of 4 cells did not finish" in resumed.stderr
+    assert resumed.stderr.count("column names is missing") == 2
+    assert states(folder)["0-s99.0-m0"] == "finished"
+    assert [entry.step for entry in read_journal(killed)] == list(range(26))
+    assert starts(killed) == 2
+    assert starts(folder / "1-s99.0-m1") == 1
+
+
+def test_signals_time_limits_preemption_and_lost_nodes_requeue_and_resume(cluster, tmp_path):
+    """Four endless cells, one to a node: SIGUSR2, a time limit, a job of a higher partition, a node set down. Then all are cancelled."""
+    limited, low = tmp_path / "multirun" / "limited", tmp_path / "multirun" / "low"
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30"]
+    mth("train", "-m", "mask_seed=0", *LONG, *limits, f"run_dir={limited}", cwd=tmp_path)
+    mth("train", "-m", "mask_seed=1,2,3", *LONG, "hydra.launcher.partition=low", f"run_dir={low}", cwd=tmp_path)
+    by_limit = read_grid(limited).entries[0].dir
+    by_signal, by_preemption, by_node = (entry.dir for entry in read_grid(low).entries)
+    everyone = (by_limit, by_signal, by_preemption, by_node)
+    until(lambda: all(last_step(run) >= 2 for run in everyone), "the first steps of all four")
+    runs = {run: json.loads((run / "run.json").read_text()) for run in everyone}
+    assert len({run["host"] for run in runs.values()}) == 4
+    subprocess.run(["scancel", "--signal=USR2", runs[by_signal]["job"]], check=True)
+    urgent = ["sbatch", "-p", "high", "-c", "2", "-w", runs[by_preemption]["host"], "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    node = runs[by_node]["host"]
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    until(lambda: not Path(f"/proc/{runs[by_node]['pid']}").exists(), "the end of the job on the lost node")
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+
+    until(lambda: all(starts(run) == 2 for run in everyone), "four requeues", 240)
+    until(lambda: all(last_step(run) > 2 and starts(run) == 2 for run in everyone), "steps after the requeue")
+    for run in (by_limit, by_signal, by_preemption):  # these were asked to save
+        (log,) = (path for path in (run.parent / "slurm").glob("*_log.out") if f"-m{run.name.rsplit('m', 1)[1]}-" in path.read_text())
+        assert "continuing after step" in log.read_text(), run
+        steps = [entry.step for entry in read_journal(run)]
+        assert steps == list(range(len(steps)))
+    for grid in (limited, low):
+        assert set(states(grid).values()) == {"running"}
+        assert "took 0 out of the queue" in mth("grid", "cancel", grid, cwd=tmp_path).stdout
+    until(lambda: {*states(limited).values(), *states(low).values()} == {"cancelled"}, "four cells that save and end", 60)
+    for run in everyone:
+        assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+        assert (run / "checkpoints" / f"step_{last_step(run):06d}.safetensors").is_file()
