@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mth.compose import MIXTURE, explain, hydra_session
-from mth.config import Config, check_trainable, load, require, rewrite_numbers
+from mth.config import Config, check_trainable, identity, load, require, rewrite_numbers
 from mth.errors import UserError
 from mth.launchers import LAUNCHERS, launcher_settings
 
@@ -90,4 +90,12 @@ def check(arguments: Sequence[str], config_name: str = "config") -> list[Cell]:
                 require(cells[-1].launcher.get("kind") in LAUNCHERS, f"hydra/launcher= must be one of {', '.join(LAUNCHERS)}")
         except UserError as error:
             raise UserError(f"{error} (in the cell {' '.join(overrides)})" if len(all_overrides) > 1 else str(error)) from error
-    return cells
+    return distinct(cells)
+
+
+def distinct(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells without those that would repeat an earlier one, as full fine-tuning does for every mask of a product."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(identity(cell.config), cell)
+    return list(first.values())

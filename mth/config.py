@@ -25,6 +25,9 @@ TRAIN_TASKS = ("alphabet_sort", "gsm8k", "math", "arithmetic")
 # Groups that take a number: `sparsity=99` becomes `sparsity.percent=99` before Hydra sees it.
 NUMBER_GROUPS = {"sparsity": "sparsity.percent", "lr": "lr.value", "seed": "seed.train"}
 
+# Paper, Table 1: what an experiment trains a model on when the command line names the model only.
+TASK_OF = {"qwen2.5-1.5b": "math", "qwen2.5-0.5b": "gsm8k", "qwen2.5-0.5b-instruct": "alphabet_sort", "tiny": "arithmetic"}
+
 # Paper, Table 2: sparsity in percent -> learning rate. `tiny` is the embedded model's own table, measured on its two tasks.
 LR_TABLES: dict[str, dict[str, float]] = {
     "qwen2.5-0.5b": {"0": 1e-6, "99": 1e-4, "99.5": 1e-4, "99.9": 1e-3, "99.95": 1e-3, "99.99": 1e-3, "99.999": 5e-3},
@@ -103,7 +106,34 @@ class OptimizerName(Enum):
 
 
 class MaskFamily(Enum):
+    """Which entries are trained: random ones, only those of the first or last decoder layer, or by size of the base model's weights."""
+
     random = "random"
+    first_layer = "first_layer"
+    last_layer = "last_layer"
+    magnitude = "magnitude"
+
+
+class Budget(Enum):
+    """Of one layer: as many entries as the random mask of this sparsity has, or the whole layer whatever the sparsity (paper, appendix C)."""
+
+    matched = "matched"
+    whole_layer = "whole_layer"
+
+
+class Magnitude(Enum):
+    """The entries of largest or smallest absolute value."""
+
+    largest = "largest"
+    smallest = "smallest"
+
+
+class Collect(Enum):
+    """Gradients of a run: none kept, each step's whole on disk, or a random projection of each."""
+
+    none = "none"
+    exact = "exact"
+    sketch = "sketch"
 
 
 class Store(Enum):
@@ -164,14 +194,29 @@ class SeedConfig:
 
 @dataclass
 class LrConfig:
-    """value: constant learning rate (null: Table 2 of the paper, or the embedded model's own table, by model and sparsity)."""
+    """value: constant learning rate (null: Table 2 of the paper, or the embedded model's own table, by model and sparsity).
+
+    factor: multiplies it, so that a sweep means the same at every sparsity; a stored configuration has the product in `value`.
+    """
 
     value: float | None = None
+    factor: float = 1.0
 
 
 @dataclass
 class MaskConfig:
+    """budget: of first_layer and last_layer only (null there: matched). magnitude: of that family only (null there: largest)."""
+
     family: MaskFamily = MaskFamily.random
+    budget: Budget | None = None
+    magnitude: Magnitude | None = None
+
+    def __post_init__(self) -> None:
+        layered, sized = self.family in (MaskFamily.first_layer, MaskFamily.last_layer), self.family is MaskFamily.magnitude
+        require(layered or self.budget is None, "mask.budget belongs to mask=first_layer and mask=last_layer")
+        require(sized or self.magnitude is None, "mask.magnitude belongs to mask=magnitude")
+        self.budget = self.budget or Budget.matched if layered else None
+        self.magnitude = self.magnitude or Magnitude.largest if sized else None
 
 
 @dataclass
@@ -255,6 +300,18 @@ class CheckpointConfig:
 
 
 @dataclass
+class SpectrumConfig:
+    """Collection of one gradient per step before clipping (paper, appendix B). dtype: of exact ones on disk. width: numbers kept of each by a
+    sketch, whose inner products are then off by about sqrt(2 / width) of the product of the norms at most. seed: of the projection.
+    """
+
+    mode: Collect = Collect.none
+    dtype: Dtype = Dtype.float32
+    width: int = 65536
+    seed: int = 0
+
+
+@dataclass
 class TrainConfig:
     """batch_size: rollouts per step. micro_batch_tokens: padded tokens that one forward pass may hold."""
 
@@ -292,6 +349,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -314,6 +372,10 @@ class Config:
         validate(self)
         if self.lr.value is None and self.model.lr_table is not None:
             self.lr.value = table_lr(self.model.lr_table, self.sparsity.percent)
+        if self.lr.value is not None and self.lr.factor != 1:
+            self.lr = LrConfig(float(f"{self.lr.value * self.lr.factor:.6g}"))
+        if self.sparsity.percent == 0:  # full fine-tuning is the same run whatever mask it might have had
+            self.mask, self.mask_seed = MaskConfig(), 0
 
     @property
     def prompts_per_step(self) -> int:
@@ -322,7 +384,9 @@ class Config:
     @property
     def label(self) -> str:
         """A short readable name: model, task, sparsity, mask seed."""
-        return f"{self.model.name}-{self.task.name}-s{self.sparsity.percent:.9g}-m{self.mask_seed}-lr{self.lr.value or 0:g}"
+        options = (self.mask.family, self.mask.budget, self.mask.magnitude)
+        mask = "" if self.mask.family is MaskFamily.random else "-" + "-".join(option.name for option in options if option is not None)
+        return f"{self.model.name}-{self.task.name}-s{self.sparsity.percent:.9g}{mask}-m{self.mask_seed}-lr{self.lr.value or 0:g}"
 
 
 @dataclass
@@ -393,6 +457,8 @@ def validate(config: Config) -> None:
         "seed.train": (c.seed.train, 0),
         "seed.eval": (c.seed.eval, 0),
         "task.train_rows": (c.task.train_rows, 1),
+        "spectrum.width": (c.spectrum.width, 1),
+        "spectrum.seed": (c.spectrum.seed, 0),
         "task.min_turns": (c.task.min_turns, 1),
         "task.min_names": (c.task.min_names, 1),
         "task.max_turns": (c.task.max_turns, c.task.min_turns),
@@ -410,6 +476,7 @@ def validate(config: Config) -> None:
         "algorithm.clip_eps": (c.algorithm.clip_eps, True),
         "optimizer.eps": (c.optimizer.eps, True),
         "optimizer.momentum": (c.optimizer.momentum, False),
+        "lr.factor": (c.lr.factor, True),
     }
     if c.lr.value is not None:
         numbers["lr.value"] = (c.lr.value, True)
@@ -463,13 +530,19 @@ def density(percent: float | str) -> Fraction:
 
 
 def rewrite_numbers(overrides: list[str]) -> list[str]:
-    """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) stay group choices."""
+    """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) stay group choices.
+
+    An experiment with another model gets that model's task: `experiment=fig3_sparsity model=tiny` -> `... task=arithmetic`.
+    """
     number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
     values = re.compile(rf"({number}|(range|interval|choice)\(.*\))(\s*,\s*{number})*")
     result = []
     for override in overrides:
         key, sign, value = override.partition("=")
         result.append(f"{NUMBER_GROUPS[key]}={value}" if sign and key in NUMBER_GROUPS and values.fullmatch(value) else override)
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if "experiment" in given and "task" not in given and given.get("model") in TASK_OF:
+        result.append(f"task={TASK_OF[given['model']]}")
     return result
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -146,11 +147,16 @@ def model_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def draw_ticket(policy: Policy, config: Config) -> Ticket:
-    """Sample the mask that (mask family, sparsity, mask_seed) names and attach its ticket to the model."""
+    """Sample the mask that (mask family, sparsity, mask_seed) names and attach its ticket to the model, which must have its base weights."""
     parameters = model_parameters(policy.model)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    indices = sample_mask(shapes, config.mask.family, config.sparsity.percent, config.mask_seed)
+    indices = sample_mask(shapes, config.mask, config.sparsity.percent, config.mask_seed, lambda name: flat_weights(parameters[name]))
     return Ticket(parameters, indices, dense_norm=config.optimizer.clip_norm is ClipNorm.dense)
+
+
+def flat_weights(parameter: torch.Tensor) -> np.ndarray:
+    """A tensor's entries in fp32 [n], on the CPU."""
+    return parameter.detach().reshape(-1).float().cpu().numpy()
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from mth.cells import check, expand
 from mth.compose import compose
 from mth.config import (
     Config,
@@ -124,9 +125,51 @@ def test_a_model_without_a_table_needs_a_rate():
     assert Config(model=ModelConfig(path="someone/else", lr_table="tiny")).lr.value == Config().lr.value
 
 
+def test_full_fine_tuning_is_one_run_whatever_the_mask():
+    full = identity(load(compose(["sparsity=0"])))
+    assert identity(load(compose(["sparsity=0", "mask_seed=10", "mask=first_layer_whole"]))) == full
+    assert identity(load(compose(["mask=first_layer"]))) != identity(load(compose(["mask=first_layer_whole"])))
+
+
+def test_factor_multiplies_the_table_and_leaves_no_trace():
+    config = load(compose(["sparsity=99.9", "lr.factor=0.1"]))
+    assert (config.lr.value, config.lr.factor) == (3e-3, 1.0)
+    assert identity(config) == identity(load(compose(["sparsity=99.9", "lr=3e-3"])))
+    assert from_plain(to_plain(config)) == config
+
+
+# Every experiment: the product that it sweeps, and where it takes a second to compose, the cells that are left of it.
+EXPERIMENTS = {
+    "fig1_masks_1.5b": ("math", 40, None),
+    "fig2_masks_0.5b": ("alphabet_sort", 40, None),
+    "fig3_sparsity": ("alphabet_sort", 35, None),
+    "fig4_spectrum": ("alphabet_sort", 1, 1),
+    "fig5_6_structured": ("math", 10, 6),
+    "fig7_lr": ("alphabet_sort", 25, None),
+    "table3_overlap": ("math", 15, None),
+    "table5_memory": ("math", 7, 7),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_experiments_hold_the_grids_of_the_paper(name):
+    task, product, distinct = EXPERIMENTS[name]
+    many, cells, _ = expand([f"experiment={name}"])
+    assert (many, len(cells)) == (True, product)
+    if distinct is not None:
+        assert len(check([f"experiment={name}", "model=tiny"])) == distinct
+    for arguments, expected in (([], task), (["model=tiny"], "arithmetic"), (["model=qwen2.5-0.5b"], "gsm8k")):
+        config = load(compose([f"experiment={name}", *arguments, *cells[-1]]))
+        assert config.task.name == expected
+        assert (config.train.batch_size, config.lr.value is None) == (128 if expected == "arithmetic" else 512, False)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["mask.budget=matched"], r"mask\.budget belongs to mask=first_layer"),
+        (["mask.magnitude=largest"], r"mask\.magnitude belongs to mask=magnitude"),
+        (["lr.factor=0"], r"lr\.factor=0"),
         (["sparsity=100"], r"sparsity\.percent=100 must lie in \[0, 100\)"),
         (["sparsity=-1"], r"sparsity\.percent=-1"),
         (["train.batch_size=100"], r"train\.batch_size=100 must be a multiple of rollout\.group_size=8"),

@@ -24,13 +24,15 @@ class GridLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Returns pass@1 after training (or None) per cell, so that optimizing sweepers have something to optimize."""
-        from mth.cells import compose_cell
+        from mth.cells import compose_cell, distinct
+        from mth.config import identity
         from mth.grid.launch import launch
 
         chosen = list(self.config.hydra.overrides.hydra)
         cells = [compose_cell(overrides, initial_job_idx + i, chosen) for i, overrides in enumerate(job_overrides)]
-        results = launch(cells, Path(self.config.hydra.sweep.dir))
+        once = distinct(cells)
+        passes = dict(zip((identity(cell.config) for cell in once), launch(once, Path(self.config.hydra.sweep.dir)), strict=True))
         return [
-            JobReturn(overrides=list(cell.overrides), status=JobStatus.COMPLETED, _return_value=r)
-            for cell, r in zip(cells, results, strict=True)
+            JobReturn(overrides=list(cell.overrides), status=JobStatus.COMPLETED, _return_value=passes[identity(cell.config)])
+            for cell in cells
         ]

@@ -44,9 +44,9 @@ def check_models(cells: Sequence[Cell]) -> None:
 
 def active_counts(config: Config, model: ModelFacts) -> list[int]:
     """Active entries per tensor."""
-    from mth.tickets.sampling import active_count
+    from mth.tickets import sampling
 
-    return [active_count(math.prod(shape), config.sparsity.percent) for shape in model.shapes.values()]
+    return list(sampling.active_counts(model.shapes, config.sparsity.percent, config.mask).values())
 
 
 def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
@@ -59,7 +59,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     counts = active_counts(config, model)
     active, total = sum(counts), sum(sizes)
     moments = {OptimizerName.sgd: 1 if config.optimizer.momentum else 0}.get(config.optimizer.name, 2)
-    index = 0 if config.sparsity.percent == 0 else 4
+    indexed = sum(count for count, size in zip(counts, sizes, strict=True) if count < size)  # a whole tensor needs no index
     dense = config.optimizer.clip_norm is ClipNorm.dense
     gradient = total if dense else max((size for size, count in zip(sizes, counts, strict=True) if count), default=0)
     layers, hidden, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
@@ -74,7 +74,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     return {
         "process": PROCESS_BYTES,
         "weights": total * width * (2 if config.rollout.dtype not in (None, config.model.dtype) else 1),
-        "ticket": active * (4 + 4 + index + 4 * moments),
+        "ticket": active * (4 + 4 + 4 * moments) + 4 * indexed,
         "gradient": gradient * width,
         "activations": max(tokens * kept * width + logits, 2 * cache),
     }

@@ -1,21 +1,25 @@
 """Choosing the active entries of a model: mask families, exact counts, and a hash that names a mask.
 
-A family is a function (name, shape, percent, mask_seed) -> sorted flat indices of one tensor, or None when every entry is active.
-The same seed gives the same indices on every platform: they come from numpy's Philox bit stream (whose raw output numpy guarantees to be
+A family is a function (shapes, percent, mask_seed, mask options, weights) -> sorted flat indices of every tensor, None where every entry is
+active. Most say how many entries of each tensor are active (`active_counts`) and then which. The same seed gives the same indices on every platform: they come from numpy's Philox bit stream (whose raw output numpy guarantees to be
 stable) and integer arithmetic only, never from a floating-point or device generator.
 """
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from mth.config import MaskFamily, density
+from mth.config import Budget, Magnitude, MaskConfig, MaskFamily, density
 from mth.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Indices = dict[str, np.ndarray | None]
+Weights = Callable[[str], np.ndarray]  # name -> that tensor's base weights, flat fp32
+Family = Callable[[Shapes, float, int, MaskConfig, Weights | None], Indices]
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")  # decoder layers as transformers names them
 
 
 def active_count(size: int, percent: float) -> int:
@@ -82,22 +86,91 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return values[keep]
 
 
-def random_mask(name: str, shape: tuple[int, ...], percent: float, mask_seed: int) -> np.ndarray | None:
-    """The paper's mask: k entries of the tensor, uniform without replacement."""
-    size = math.prod(shape)
-    if percent == 0:
+def active_counts(shapes: Shapes, percent: float, mask: MaskConfig) -> dict[str, int]:
+    """Active entries per tensor, known before anything is sampled: the floor rule, or what the budget gives to the tensors of one layer.
+
+    `matched` spreads the random mask's total over the layer in proportion to the tensors' sizes, what rounding leaves to the largest
+    remainders. Raises UserError when the layer has fewer entries than that.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    floors = {name: active_count(size, percent) for name, size in sizes.items()}
+    if percent == 0 or mask.family not in (MaskFamily.first_layer, MaskFamily.last_layer):
+        return floors
+    inside = layer_tensors(shapes, last=mask.family is MaskFamily.last_layer)
+    if mask.budget is Budget.whole_layer:
+        return {name: size if name in inside else 0 for name, size in sizes.items()}
+    budget, room = sum(floors.values()), sum(sizes[name] for name in inside)
+    if budget > room:
+        raise UserError(
+            f"sparsity.percent={percent:g} leaves {budget:,} entries, but the layer of mask.family={mask.family.name} has only {room:,}; "
+            "raise sparsity.percent or choose mask.budget=whole_layer"
+        )
+    counts = {name: budget * sizes[name] // room if name in inside else 0 for name in shapes}
+    by_remainder = sorted(inside, key=lambda name: -(budget * sizes[name] % room))
+    for name in by_remainder[: budget - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def layer_tensors(shapes: Shapes, last: bool) -> list[str]:
+    """Tensors of the first or last decoder layer. Raises UserError when no tensor's name tells its layer."""
+    layers = {name: int(found[1]) for name in shapes if (found := LAYER.search(name)) is not None}
+    if not layers:
+        raise UserError("mask.family=first_layer and last_layer need a model whose tensors are named by decoder layer")
+    wanted = (max if last else min)(layers.values())
+    return [name for name, layer in layers.items() if layer == wanted]
+
+
+def random_entries(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Indices:
+    """The paper's mask (section 2.2), and its appendix C inside one layer: entries uniform without replacement, by `active_counts`."""
+    counts = active_counts(shapes, percent, mask)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    return {
+        name: None if counts[name] == size else sample_without_replacement(tensor_stream(mask_seed, name), size, counts[name])
+        for name, size in sizes.items()
+    }
+
+
+def by_magnitude(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Indices:
+    """The k largest or smallest entries of each tensor of the base model by absolute value; of equal ones those that come first."""
+    assert weights is not None
+    counts = active_counts(shapes, percent, mask)
+    largest = mask.magnitude is Magnitude.largest
+    return {name: top_entries(weights(name), counts[name], largest) for name in shapes}
+
+
+def top_entries(weight: np.ndarray, count: int, largest: bool) -> np.ndarray | None:
+    """Sorted indices of the `count` largest (smallest) absolute values of a flat tensor; O(n) time."""
+    if count == weight.size:
         return None
-    return sample_without_replacement(tensor_stream(mask_seed, name), size, active_count(size, percent))
+    size = np.abs(weight)
+    key = -size if largest else size
+    if count == 0:
+        return np.empty(0, dtype=index_dtype(weight.size))
+    limit = np.partition(key, count - 1)[count - 1]
+    chosen = key < limit
+    chosen[np.flatnonzero(key == limit)[: count - int(chosen.sum())]] = True
+    return np.flatnonzero(chosen).astype(index_dtype(weight.size))
 
 
-FAMILIES: dict[MaskFamily, Callable[[str, tuple[int, ...], float, int], np.ndarray | None]] = {
-    MaskFamily.random: random_mask,
+FAMILIES: dict[MaskFamily, Family] = {
+    MaskFamily.random: random_entries,
+    MaskFamily.first_layer: random_entries,
+    MaskFamily.last_layer: random_entries,
+    MaskFamily.magnitude: by_magnitude,
 }
+NEED_WEIGHTS = (MaskFamily.magnitude,)
 
 
-def sample_mask(shapes: Shapes, family: MaskFamily, percent: float, mask_seed: int) -> Indices:
-    """Indices of every tensor, in the order of `shapes`; a tied tensor must appear once. Raises UserError when nothing is active."""
-    indices = {name: FAMILIES[family](name, shape, percent, mask_seed) for name, shape in shapes.items()}
+def sample_mask(shapes: Shapes, mask: MaskConfig | MaskFamily, percent: float, mask_seed: int, weights: Weights | None = None) -> Indices:
+    """Indices of every tensor, in the order of `shapes`; a tied tensor must appear once. Raises UserError when nothing is active.
+
+    mask: family and its options, or a family alone with its defaults. weights: of the base model, for the families in NEED_WEIGHTS.
+    """
+    mask = MaskConfig(mask) if isinstance(mask, MaskFamily) else mask
+    if mask.family in NEED_WEIGHTS and weights is None:
+        raise UserError(f"mask.family={mask.family.name} is chosen by the weights of the base model, which are not at hand here")
+    indices = FAMILIES[mask.family](shapes, percent, mask_seed, mask, weights)
     if count_active(shapes, indices) == 0:
         total = sum(math.prod(shape) for shape in shapes.values())
         raise UserError(f"sparsity.percent={percent} leaves no active entry in this model of {total:,} parameters; lower it")

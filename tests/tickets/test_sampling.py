@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mth.config import Init, MaskFamily, ModelConfig
+from mth.config import Budget, Init, Magnitude, MaskConfig, MaskFamily, ModelConfig
 from mth.errors import UserError
 from mth.policy import parameter_shapes
 from mth.tickets.sampling import (
     active_count,
+    active_counts,
     count_active,
+    layer_tensors,
     mask_sha256,
-    random_mask,
     sample_mask,
     sample_without_replacement,
     tensor_stream,
@@ -42,6 +43,10 @@ COUNTS = {
     },
 }
 TOTALS = {"qwen2.5-0.5b": (494_032_768, 290), "qwen2.5-1.5b": (1_543_714_304, 338)}
+
+
+def random_mask(name, shape, percent, seed):
+    return sample_mask({name: shape}, MaskFamily.random, percent, seed)[name]
 
 
 @pytest.fixture(scope="module", params=sorted(COUNTS))
@@ -139,3 +144,51 @@ def test_two_masks_overlap_as_chance_says():
 def test_nothing_active_is_an_error():
     with pytest.raises(UserError, match=r"sparsity\.percent=99\.999 leaves no active entry"):
         sample_mask({"w": (10, 10)}, MaskFamily.random, 99.999, 0)
+
+
+FIRST, LAST = MaskFamily.first_layer, MaskFamily.last_layer
+ONE_LAYER = {"qwen2.5-0.5b": 14_912_384, "qwen2.5-1.5b": 46_797_824}  # entries of one decoder layer, paper notes section 5
+
+
+@pytest.mark.parametrize("family", [FIRST, LAST])
+def test_one_layer_with_either_budget(real, family):
+    name, shapes = real
+    number = 0 if family is FIRST else {"qwen2.5-0.5b": 23, "qwen2.5-1.5b": 27}[name]
+    whole = sample_mask(shapes, MaskConfig(family, Budget.whole_layer), 99, 0)
+    assert count_active(shapes, whole) == ONE_LAYER[name]
+    matched = sample_mask(shapes, MaskConfig(family, Budget.matched), 99, 0)
+    assert count_active(shapes, matched) == COUNTS[name][99][0]
+    for indices in (whole, matched):
+        touched = {tensor for tensor, index in indices.items() if index is None or index.size}
+        assert touched
+        assert all(tensor.startswith(f"model.layers.{number}.") for tensor in touched)
+    counts = active_counts(shapes, 99, MaskConfig(family))
+    assert counts == {tensor: index.size for tensor, index in matched.items()}
+    share = COUNTS[name][99][0] / ONE_LAYER[name]
+    assert all(abs(counts[t] - share * math.prod(shapes[t])) < 1 for t in layer_tensors(shapes, last=family is LAST))
+
+
+def test_a_layer_that_cannot_hold_the_budget_is_an_error(real):
+    with pytest.raises(UserError, match=r"mask\.family=first_layer has only .*whole_layer"):
+        sample_mask(real[1], MaskConfig(FIRST), 90, 0)
+    with pytest.raises(UserError, match="named by decoder layer"):
+        sample_mask({"w": (10, 10)}, MaskConfig(FIRST), 50, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=60), st.sampled_from([0, 50, 90]), st.sampled_from(Magnitude))
+def test_magnitude_takes_the_extreme_entries_and_the_first_of_equal_ones(values, percent, which):
+    values = [0, *values]
+    weight = np.array(values, dtype=np.float32)
+    shapes = {"w": (len(values),), "b": (1000,)}
+    weights = {"w": weight, "b": np.arange(1000, dtype=np.float32)}
+    index = sample_mask(shapes, MaskConfig(MaskFamily.magnitude, magnitude=which), percent, 0, weights.__getitem__)["w"]
+    sign = -1 if which is Magnitude.largest else 1
+    count = active_count(len(values), percent)
+    expected = sorted(sorted(range(len(values)), key=lambda i: (sign * abs(values[i]), i))[:count])
+    assert expected == (list(range(len(values))) if index is None else index.tolist())
+
+
+def test_magnitude_without_weights_is_an_error():
+    with pytest.raises(UserError, match=r"mask\.family=magnitude is chosen by the weights"):
+        sample_mask({"w": (10, 10)}, MaskFamily.magnitude, 50, 0)
