@@ -18,8 +18,10 @@ LAYERS = [
     ["policy", "checkpoint", "tracking"],
     ["rollout", "pretraining", "runs"],
     ["update", "evaluation"],
+    ["gradients"],
+    ["analysis"],
     ["trainer"],
-    ["train", "evaluate", "export", "pretrain", "grid"],
+    ["train", "evaluate", "export", "pretrain", "grid", "report"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

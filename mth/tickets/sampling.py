@@ -1,7 +1,7 @@
 """Choosing the active entries of a model: mask families, exact counts, and a hash that names a mask.
 
-A family is a function (shapes, percent, mask_seed, mask options, weights) -> sorted flat indices of every tensor, None where every entry is
-active. Most say how many entries of each tensor are active (`active_counts`) and then which. The same seed gives the same indices on every platform: they come from numpy's Philox bit stream (whose raw output numpy guarantees to be
+A family is a function (shapes, percent, mask_seed, options, weights) -> chooser, and a chooser gives the sorted flat indices of a tensor by
+name, None for all of it, so that masks can be drawn one tensor at a time. `active_counts` says how many there will be. The same seed gives the same indices on every platform: they come from numpy's Philox bit stream (whose raw output numpy guarantees to be
 stable) and integer arithmetic only, never from a floating-point or device generator.
 """
 
@@ -18,7 +18,8 @@ from mth.errors import UserError
 Shapes = Mapping[str, tuple[int, ...]]
 Indices = dict[str, np.ndarray | None]
 Weights = Callable[[str], np.ndarray]  # name -> that tensor's base weights, flat fp32
-Family = Callable[[Shapes, float, int, MaskConfig, Weights | None], Indices]
+Choose = Callable[[str], np.ndarray | None]  # name -> sorted flat indices of that tensor, None for all of it
+Family = Callable[[Shapes, float, int, MaskConfig, Weights | None], Choose]
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")  # decoder layers as transformers names them
 
 
@@ -121,22 +122,22 @@ def layer_tensors(shapes: Shapes, last: bool) -> list[str]:
     return [name for name, layer in layers.items() if layer == wanted]
 
 
-def random_entries(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Indices:
+def random_entries(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Choose:
     """The paper's mask (section 2.2), and its appendix C inside one layer: entries uniform without replacement, by `active_counts`."""
     counts = active_counts(shapes, percent, mask)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    return {
-        name: None if counts[name] == size else sample_without_replacement(tensor_stream(mask_seed, name), size, counts[name])
-        for name, size in sizes.items()
-    }
+
+    def choose(name: str) -> np.ndarray | None:
+        size, count = math.prod(shapes[name]), counts[name]
+        return None if count == size else sample_without_replacement(tensor_stream(mask_seed, name), size, count)
+
+    return choose
 
 
-def by_magnitude(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Indices:
+def by_magnitude(shapes: Shapes, percent: float, mask_seed: int, mask: MaskConfig, weights: Weights | None) -> Choose:
     """The k largest or smallest entries of each tensor of the base model by absolute value; of equal ones those that come first."""
     assert weights is not None
     counts = active_counts(shapes, percent, mask)
-    largest = mask.magnitude is Magnitude.largest
-    return {name: top_entries(weights(name), counts[name], largest) for name in shapes}
+    return lambda name: top_entries(weights(name), counts[name], mask.magnitude is Magnitude.largest)
 
 
 def top_entries(weight: np.ndarray, count: int, largest: bool) -> np.ndarray | None:
@@ -162,15 +163,21 @@ FAMILIES: dict[MaskFamily, Family] = {
 NEED_WEIGHTS = (MaskFamily.magnitude,)
 
 
-def sample_mask(shapes: Shapes, mask: MaskConfig | MaskFamily, percent: float, mask_seed: int, weights: Weights | None = None) -> Indices:
-    """Indices of every tensor, in the order of `shapes`; a tied tensor must appear once. Raises UserError when nothing is active.
+def chooser(shapes: Shapes, mask: MaskConfig | MaskFamily, percent: float, mask_seed: int, weights: Weights | None = None) -> Choose:
+    """The mask as a function of the tensor's name. mask: family and its options, or a family alone with its defaults.
 
-    mask: family and its options, or a family alone with its defaults. weights: of the base model, for the families in NEED_WEIGHTS.
+    weights: of the base model; families in NEED_WEIGHTS raise UserError without them.
     """
     mask = MaskConfig(mask) if isinstance(mask, MaskFamily) else mask
     if mask.family in NEED_WEIGHTS and weights is None:
         raise UserError(f"mask.family={mask.family.name} is chosen by the weights of the base model, which are not at hand here")
-    indices = FAMILIES[mask.family](shapes, percent, mask_seed, mask, weights)
+    return FAMILIES[mask.family](shapes, percent, mask_seed, mask, weights)
+
+
+def sample_mask(shapes: Shapes, mask: MaskConfig | MaskFamily, percent: float, mask_seed: int, weights: Weights | None = None) -> Indices:
+    """Indices of every tensor, in the order of `shapes`; a tied tensor must appear once. Raises UserError when nothing is active."""
+    choose = chooser(shapes, mask, percent, mask_seed, weights)
+    indices = {name: choose(name) for name in shapes}
     if count_active(shapes, indices) == 0:
         total = sum(math.prod(shape) for shape in shapes.values())
         raise UserError(f"sparsity.percent={percent} leaves no active entry in this model of {total:,} parameters; lower it")

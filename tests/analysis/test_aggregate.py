@@ -1,0 +1,120 @@
+"""Aggregation: fast, tolerant of everything that goes wrong with runs, and never silent about it."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from mth.analysis.aggregate import bootstrap, curve, last, points, run_table, successes, tidy
+from mth.analysis.runs import Run, read_folder, read_mlflow
+from mth.config import identity, to_plain
+from mth.errors import UserError
+from mth.tracking import Entry, MlflowWriter, Tracker
+from tests.conftest import make_config
+
+KEY = "eval/arithmetic/pass_at_1"
+
+
+def write_run(folder, values, status="finished", **changes):
+    config = make_config(**changes)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    lines = [json.dumps({"step": step, "time": step, "metrics": {KEY: value}}) + "\n" for step, value in values]
+    (folder / "journal.jsonl").write_text("".join(lines))
+    if status:
+        (folder / "summary.json").write_text(json.dumps({"status": status, "reason": "entropy" if status == "collapsed" else None}))
+    return config
+
+
+def test_a_folder_with_everything_that_goes_wrong(tmp_path):
+    write_run(tmp_path / "a", [(0, 0.5), (10, 0.7)], mask_seed=0)
+    write_run(tmp_path / "b", [(0, 0.5), (10, 0.1)], "collapsed", mask_seed=10)
+    write_run(tmp_path / "c", [(0, 0.5)], "failed", mask_seed=20)
+    write_run(tmp_path / "d", [(0, 0.5), (10, 0.6), (10, 0.8)], None, mask_seed=30)
+    write_run(tmp_path / "again", [(0, 0.5)], None, mask_seed=0)
+    write_run(tmp_path / "code" / "frozen", [(0, 0.9)], mask_seed=99)
+    write_run(tmp_path / "damaged", [(0, 0.5)], mask_seed=40)
+    (tmp_path / "damaged" / "config.yaml").write_text("model: [")
+    (tmp_path / "a" / "journal.jsonl").open("a").write('{"step": 20, "me')
+    collection = read_folder(tmp_path)
+    table = run_table(collection.runs).set_index("mask_seed")
+    assert table["status"].to_dict() == {0: "finished", 10: "collapsed", 20: "failed", 30: "unfinished"}
+    assert table.loc[0, "run"] == "a"
+    assert collection.repeats == {identity(make_config(mask_seed=0)): ["again"]}
+    assert len(collection.problems) == 1 and "damaged" in collection.problems[0]
+    assert last(next(run for run in collection.runs if run.name == "d"), KEY) == 0.8  # the line written last
+    frame = points(collection.runs)
+    assert not frame.duplicated(["run", "step", "metric"]).any()
+
+
+def test_nothing_to_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="has no runs of mth"):
+        read_folder(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_folder(tmp_path / "none")
+    with pytest.raises(UserError, match="does not exist"):
+        read_mlflow("mth", f"sqlite:///{tmp_path}/none.db")
+    (tmp_path / "text.db").write_text("this is no database, whatever its name says" * 50)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_mlflow("mth", f"sqlite:///{tmp_path}/text.db")
+
+
+def test_mlflow_gives_what_the_journals_give(tmp_path):
+    config = make_config(tracker={"name": "mlflow"}, mask_seed=7, eval={"paths": {"gsm8k": "some/path"}})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tracker = Tracker(config, folder, tmp_path, -1, {"active_parameters": 5}, {})
+    assert isinstance(tracker.writer, MlflowWriter)
+    for step in range(3):
+        tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4})
+    tracker.close("FINISHED", {"mth.status": "collapsed", "mth.reason": "entropy"})
+    runs = read_mlflow("mth", f"sqlite:///{tmp_path}/mlflow.db").runs
+    assert [(run.identity, run.status, run.reason) for run in runs] == [(identity(config), "collapsed", "entropy")]
+    assert [(e.step, e.metrics) for e in runs[0].entries] == [(s, {KEY: 0.5 + s / 8, "loss": -s / 4}) for s in range(3)]
+    with pytest.raises(UserError, match="no MLflow experiment other; it has"):
+        read_mlflow("other", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def run_of(name, values, seed=0):
+    config = make_config(mask_seed=seed)
+    return Run(name, config, identity(config), "finished", "", "", {}, [Entry(s, 0, {KEY: v}) for s, v in values])
+
+
+def test_six_hundred_thousand_points():
+    names = [f"metric/{i}" for i in range(30)]
+    config = make_config()
+    runs = [
+        Run(f"r{r}", config, "", "finished", "", "", {}, [Entry(s, 0, dict.fromkeys(names, 0.5)) for s in range(100)]) for r in range(200)
+    ]
+    start = time.process_time()
+    frame = tidy(runs)
+    assert len(frame) == 600_000
+    assert {"run", "model", "sparsity", "mask_seed", "lr", "step", "metric", "value"} <= set(frame.columns)
+    assert frame.groupby("run", observed=True)["value"].count().eq(3000).all()
+    assert time.process_time() - start < 60  # takes about a second; a loop over rows would take minutes
+
+
+def test_means_and_bands_over_runs_of_different_length():
+    band = curve([run_of("a", [(0, 0.5), (10, 0.7)]), run_of("b", [(0, 0.5), (10, 0.9), (20, 1.0)]), run_of("c", [])], KEY)
+    assert band["mean"].tolist() == pytest.approx([0.5, 0.8, 1.0])
+    assert band["count"].tolist() == [2, 2, 1]
+    assert band["std"].tolist()[1] == pytest.approx(np.std([0.7, 0.9], ddof=1))
+    assert curve([run_of("c", [])], KEY).empty
+
+
+def test_success_is_full_training_minus_one_std():
+    values = [0.8, 0.9, 0.7, 0.4]
+    hits, count, threshold = successes(values, 0.85)
+    assert threshold == pytest.approx(0.85 - np.std(values, ddof=1))
+    assert (hits, count) == (3, 4)
+    assert successes([0.9, float("nan")], 0.85)[:2] == (1, 2)  # a run without the value is no success, and counts
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    covered = [low <= 0 <= high for low, high in (bootstrap(random.normal(size=20)) for _ in range(200))]
+    assert 0.86 < np.mean(covered) <= 0.99
+    assert bootstrap([1.0, 2.0, 3.0]) == bootstrap([1.0, 2.0, 3.0])
+    assert np.isnan(bootstrap([1.0])).all()
