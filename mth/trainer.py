@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from tqdm import tqdm
 from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
 from mth.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
-from mth.config import Config, PromptOrder, check_context
+from mth.config import Collect, Config, PromptOrder, check_context
 from mth.errors import UserError
 from mth.evaluation import evaluate, evaluate_base, is_right, mean
 from mth.files import write_json
+from mth.gradients import Collector
 from mth.policy import draw_ticket, load_policy
 from mth.rollout import build_engine
 from mth.rollout.conversation import Rollout, Script, play
@@ -58,6 +60,9 @@ def train(
     if checkpoint is not None:
         done = restore_training(checkpoint, ticket, optimizer, config)
         lagged = None if lagged is None else checkpoint.tensors["lagged"].to(lagged.device)
+    collector = Collector(run_dir, config, ticket, done) if config.spectrum.mode is not Collect.none else None
+    if collector is not None:
+        tqdm.write(collector.announcement)
     facts = {"active_parameters": ticket.active_parameters, "total_parameters": ticket.total_parameters, "mask_sha256": ticket.mask_sha256}
     note(run_dir, facts=facts)
     tracker = Tracker(config, run_dir, root, done, facts, run_tags(run_dir, root, grid))
@@ -97,7 +102,8 @@ def train(
             advantages = group_advantages(rewards, config.algorithm.advantage)
             batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device)
             lagged = None if lagged is None else ticket.values.detach().clone()
-            metrics = rollout_metrics(rollouts, rewards) | update(policy, ticket, optimizer, batches, config, base_values)
+            observe = None if collector is None else partial(collector.add, step)
+            metrics = rollout_metrics(rollouts, rewards) | update(policy, ticket, optimizer, batches, config, base_values, observe)
             clock.lap("update")
 
             if reason is None and (reason := collapse_now(tracker.journal, metrics, config)) is not None:

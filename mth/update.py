@@ -1,6 +1,6 @@
 """One optimizer step from a batch of rollouts: micro-batches, loss, backward into the ticket, clipping, write-back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,11 @@ def update(
     batches: list[MicroBatch],
     config: Config,
     base_values: torch.Tensor | None = None,
+    observe: Callable[[torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradient of all micro-batches, clip it, step, and write the ticket into the model. Returns the step's metrics.
 
+    observe: sees the flat gradient [K] before clipping, and does not change it.
     A gradient that is not finite is reported and not applied, so that a collapsed run keeps its last good weights.
     """
     temperature = config.rollout.temperature
@@ -98,6 +100,9 @@ def update(
         sums["mismatch/max"] = torch.maximum(sums.get("mismatch/max", gap.max()), gap.max())
     policy.model.eval()
     norm = ticket.finish_gradient()
+    if observe is not None:
+        assert ticket.values.grad is not None
+        observe(ticket.values.grad)
     applied = bool(torch.isfinite(norm))
     moved = torch.zeros(())
     if applied:

@@ -17,7 +17,7 @@ LAYERS = [
     ["tickets", "algorithm", "tasks"],
     ["policy", "checkpoint", "tracking"],
     ["rollout", "pretraining", "runs"],
-    ["update", "evaluation"],
+    ["update", "evaluation", "gradients"],
     ["gradients"],
     ["analysis"],
     ["trainer"],
