@@ -1,0 +1,195 @@
+"""Collected gradients: what the loop keeps, exact against sketch, spectrum and theory against plain linear algebra."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mth import gradients as module
+from mth.analysis.spectrum import center, effective_ranks, eigenvalue_error, gram_matrix, spectrum
+from mth.analysis.theory import restricted, subspace
+from mth.config import MaskFamily
+from mth.errors import UserError
+from mth.gradients import Collector, open_gradients, sketch
+from mth.signals import Requests
+from mth.tickets.sampling import sample_mask
+from mth.tracking import read_journal
+from mth.trainer import train
+from tests.conftest import make_config
+
+
+class Flat:
+    """As much of a ticket as a collector needs."""
+
+    def __init__(self, size):
+        self.active_parameters, self.mask_sha256 = size, "hash"
+
+
+def collect(folder, vectors, **settings):
+    config = make_config(spectrum={"mode": "exact"} | settings, train={"steps": len(vectors)})
+    collector = Collector(folder, config, Flat(vectors.shape[1]), -1)
+    for step, vector in enumerate(vectors, 1):
+        collector.add(step, torch.tensor(vector, dtype=torch.float32))
+    return open_gradients(folder)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    random = np.random.default_rng(0)
+    low = random.normal(size=(12, 5)) @ random.normal(size=(5, 4000))  # nearly rank 5, as real gradients are of low rank
+    return (low + 0.05 * random.normal(size=(12, 4000))).astype(np.float32)
+
+
+def test_blocks_on_disk_give_the_gram_matrix(tmp_path, vectors):
+    exact = collect(tmp_path / "a", vectors)
+    wide = vectors.astype(np.float64)
+    assert gram_matrix(exact) == pytest.approx(wide @ wide.T, rel=1e-12)
+    assert np.array_equal(np.concatenate(list(exact.blocks(memory_bytes=8 * 12 * 17)), axis=1), vectors)
+    half = collect(tmp_path / "b", vectors, dtype="bfloat16")
+    rounded = torch.tensor(vectors).bfloat16().double().numpy()
+    assert gram_matrix(half) == pytest.approx(rounded @ rounded.T, rel=1e-12)
+    assert [path.stat().st_size for path in sorted((tmp_path / "b" / "spectrum").glob("*.bin"))] == [8000] * 12
+
+
+def test_sketch_is_unbiased_and_within_its_error_bar(vectors):
+    wide = vectors[:2].astype(np.float64)
+    truth = wide @ wide.T
+    width, rounds = 256, 300
+    estimates = []
+    for seed in range(rounds):
+        s = np.stack([sketch(torch.tensor(v), width, seed) for v in wide])
+        estimates.append(s @ s.T)
+    off = np.array(estimates) - truth
+    bar = np.sqrt((np.diag(truth)[:, None] * np.diag(truth)[None, :] + truth**2) / width)
+    assert (np.abs(off.mean(0)) < 4 * bar / np.sqrt(rounds)).all()  # unbiased
+    assert (off.std(0) < 1.15 * bar).all() and (off.std(0) > 0.7 * bar).all()  # the bound holds, and is close
+
+
+def test_spectrum_of_the_embedded_model_from_sketch_and_exact(embedded):
+    exact = open_gradients(embedded)
+    truth = gram_matrix(exact)
+    width = 4096
+    s = np.stack([sketch(torch.from_numpy(exact.block(0, exact.size)[i]), width, 3) for i in range(len(exact.steps))])
+    bar = np.sqrt((np.diag(truth)[:, None] * np.diag(truth)[None, :] + truth**2) / width)
+    assert (np.abs(s @ s.T - truth) < 5 * bar).all()
+    shift = np.abs(spectrum(s @ s.T).eigenvalues - spectrum(truth).eigenvalues).max() / np.trace(truth)
+    assert shift < 3 * eigenvalue_error(truth, width)
+
+
+def full(**changes):
+    """Full training with a clipping norm that every gradient exceeds."""
+    small = {"sparsity": {"percent": 0}, "lr": {"value": 1e-4}, "train": {"steps": 3}, "eval": {"every": 0, "samples": 4}}
+    return make_config(**small | {"spectrum": {"mode": "exact"}, "optimizer": {"max_grad_norm": 0.1}} | changes)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Three steps of full training of the embedded model with every gradient kept."""
+    root = tmp_path_factory.mktemp("spectrum")
+    train(full(), root / "run", root)
+    return root / "run"
+
+
+def test_collecting_does_not_change_the_run(embedded, tmp_path):
+    train(full(spectrum={"mode": "none"}, train={"steps": 2}), tmp_path / "plain", tmp_path)
+    keys = ("reward/mean", "loss", "grad_norm", "update_norm")
+    a, b = ([[e.metrics.get(key) for key in keys] for e in read_journal(path)][:3] for path in (embedded, tmp_path / "plain"))
+    assert a == b
+    norms = [e.metrics["grad_norm"] for e in read_journal(embedded) if e.step]
+    kept = open_gradients(embedded)
+    assert kept.steps == [1, 2, 3]
+    assert min(norms) > 0.1
+    assert np.sqrt(np.diag(gram_matrix(kept))) == pytest.approx(norms, rel=1e-3)  # before clipping: the norm that was logged
+
+
+def test_an_interrupted_collection_resumes_with_the_same_gradients(embedded, tmp_path):
+    class StopAfterOne(Requests):
+        calls = 0
+
+        @property
+        def stop(self):
+            self.calls += 1
+            return self.calls > 1
+
+        @stop.setter
+        def stop(self, value):
+            pass
+
+    assert train(full(), tmp_path / "run", tmp_path, StopAfterOne())["status"] == "interrupted"
+    (tmp_path / "run/spectrum/step_000002.bin").write_bytes(b"of a step that was not safe when the machine was lost")
+    assert train(full(), tmp_path / "run", tmp_path)["status"] == "finished"
+    for step in range(1, 4):
+        name = f"spectrum/step_{step:06d}.bin"
+        assert (tmp_path / "run" / name).read_bytes() == (embedded / name).read_bytes()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    config = make_config(spectrum={"mode": "exact"}, train={"steps": 150})
+    with pytest.raises(UserError, match=r"276\.06 GiB to come .* only 0\.00 GiB are free .*sketch or spectrum\.dtype=bfloat16"):
+        Collector(tmp_path, config, Flat(494_032_768), -1)
+
+
+def test_gradients_of_another_run_are_refused(tmp_path, vectors):
+    collect(tmp_path, vectors)
+    with pytest.raises(UserError, match="gradients of another run: entries is 4000, here 10"):
+        Collector(tmp_path, make_config(spectrum={"mode": "exact"}), Flat(10), -1)
+    with pytest.raises(UserError, match="has no gradients"):
+        open_gradients(tmp_path / "none")
+    with pytest.raises(UserError, match="4,000 entries, which is not this model"):
+        restricted(subspace(open_gradients(tmp_path), 2), {"w": (10,)}, [50], [0])
+    with pytest.raises(UserError, match="is a sketch"):
+        subspace(collect(tmp_path / "s", vectors, mode="sketch", width=64), 2)
+
+
+def test_effective_ranks_of_known_spectra():
+    flat = effective_ranks(np.ones(10))
+    assert flat == pytest.approx(dict.fromkeys(flat, 10.0) | {"share 90%": 9.0})
+    one = effective_ranks(np.array([1.0, 0.0, 0.0]))
+    assert all(value == pytest.approx(1) for value in one.values())
+    geometric = 0.5 ** np.arange(40)
+    ranks = effective_ranks(geometric)
+    assert (ranks["share 90%"], ranks["share 95%"], ranks["share 99%"]) == (4, 5, 7)
+    assert ranks["stable"] == pytest.approx(2)
+    assert ranks["participation"] == pytest.approx(3)
+    assert ranks["entropy"] == pytest.approx(4)
+
+
+def test_centering(vectors):
+    wide = vectors.astype(np.float64)
+    centred = wide - wide.mean(0)
+    assert center(wide @ wide.T) == pytest.approx(centred @ centred.T, abs=1e-6 * np.abs(wide @ wide.T).max())
+
+
+def test_theory_against_dense_linear_algebra(tmp_path, vectors):
+    shapes = {"a": (50, 60), "b": (1000,)}
+    rank, percent, seed = 3, 80, 0
+    space = subspace(collect(tmp_path, vectors), rank)
+    wide = vectors.astype(np.float64)
+    _, values, v = np.linalg.svd(wide, full_matrices=False)
+    v = v[:rank].T
+    assert space.share == pytest.approx((values[:rank] ** 2).sum() / (values**2).sum())
+    assert space.norms == pytest.approx(np.ones(rank))
+    assert space.mu == pytest.approx(np.sqrt(4000) * np.abs(v).max(0), rel=1e-6)
+    indices = sample_mask(shapes, MaskFamily.random, percent, seed)
+    chosen = np.concatenate([indices["a"], indices["b"] + 3000])
+    cut = np.zeros_like(v)
+    cut[chosen] = v[chosen]
+    k = chosen.size
+    found = restricted(space, shapes, [percent], [seed])[0]
+    assert found.active == k == 800
+    assert found.deviation == pytest.approx(np.linalg.norm(4000 / k * cut.T @ cut - np.eye(rank), 2), rel=1e-6)
+    target, image = wide @ v, wide @ cut
+    best = image @ np.linalg.lstsq(image, target, rcond=None)[0]
+    assert found.error == pytest.approx(np.linalg.norm(target - best) / np.linalg.norm(target), rel=1e-5)
+    assert found.free <= found.error + 1e-12
+
+
+def test_restricted_gram_matrices_concentrate_as_masks_grow(tmp_path, vectors):
+    shapes = {"a": (50, 60), "b": (1000,)}
+    found = restricted(subspace(collect(tmp_path, vectors), 3), shapes, [99, 90, 50], [0, 10, 42])
+    by_level = {p: np.mean([f.deviation for f in found if f.percent == p]) for p in (99, 90, 50)}
+    assert by_level[99] > by_level[90] > by_level[50]
+    assert all(f.deviation <= f.bound for f in found)
