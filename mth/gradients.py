@@ -151,16 +151,29 @@ class Gradients:
         return (high.astype(np.uint32) << 16).view(np.float32)  # bf16 is the upper half of fp32
 
 
+def whole_steps(run_dir: Path) -> list[int]:
+    """Steps whose gradient is there in full length."""
+    header = read_json(run_dir / FOLDER / "collection.json")
+    if header.get("format") != FORMAT:
+        return []
+    return [step for path, step in _files(run_dir / FOLDER) if path.stat().st_size == _size(header) * _width(header)]
+
+
 def open_gradients(run_dir: Path) -> Gradients:
     """The collection of a run. Raises UserError when there is none, when it is another format, or when it has fewer than two gradients."""
     folder = run_dir / FOLDER
     header = read_json(folder / "collection.json")
     if header.get("format") != FORMAT:
         raise UserError(f"{run_dir} has no gradients; collect them with experiment=fig4_spectrum")
-    exact = header["mode"] == "exact"
-    size = header["entries"] if exact else header["width"]
-    each = size * (BYTES[Dtype[header["dtype"]]] if exact else 8)
-    steps = [step for path, step in _files(folder) if path.stat().st_size == each]
+    steps = whole_steps(run_dir)
     if len(steps) < 2:
         raise UserError(f"{folder} has {len(steps)} whole gradients; a spectrum needs two at least")
-    return Gradients(folder, header, steps, size)
+    return Gradients(folder, header, steps, _size(header))
+
+
+def _size(header: dict[str, Any]) -> int:
+    return int(header["entries"] if header["mode"] == "exact" else header["width"])
+
+
+def _width(header: dict[str, Any]) -> int:
+    return BYTES[Dtype[header["dtype"]]] if header["mode"] == "exact" else 8

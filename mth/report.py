@@ -113,6 +113,9 @@ def write_item(item: "Item", out: Path, prefix: str) -> dict[str, Any]:
         item.table.to_csv(out / f"{name}.csv", index=False)
         (out / f"{name}.md").write_text(markdown(item.table))
         files += [f"{name}.csv", f"{name}.md"]
+    for extra, data in item.data.items():
+        data.to_csv(out / f"{prefix}{extra}.csv", index=False)
+        files.append(f"{prefix}{extra}.csv")
     missing = ""
     if item.need is not None and item.need.missing:
         missing = f"{item.need.missing} of the {len(item.need.cells)} runs of {item.need.experiment} are missing. What is finished is not run again:"
@@ -184,6 +187,9 @@ def report(source: str, out: Path | None, uri: str | None, metric: str, paper_ta
         by_run = frame.groupby("run", observed=False)["value"]
         table[f"{task} before"], table[f"{task} after"] = by_run.first().to_numpy(), by_run.last().to_numpy()
     table.to_csv(out / "runs.csv", index=False)
+    everything = points(collection.runs)
+    kept = everything["metric"].astype(str).str.startswith("eval/") | (everything["metric"] == "reward/mean")
+    everything[kept].to_csv(out / "points.csv", index=False)
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.status for run in collection.runs).items())
     version = code_version()
     page = jinja2.Environment(autoescape=True).from_string((PACKAGE / "analysis" / "report.html.j2").read_text()).render(

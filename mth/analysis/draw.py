@@ -68,7 +68,13 @@ def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tupl
         axes.axhline(full, linestyle="--", color=BLACK, linewidth=1.6, label="full training")
     if np.isfinite(base):
         axes.axhline(base, linestyle=":", color="gray", linewidth=1.2, label="base model")
-    axes.set(xticks=place, xticklabels=names, xlabel="sparsity (% of entries frozen)", ylabel="pass@1 after training")
+    axes.set(
+        xticks=place,
+        xticklabels=names,
+        xlim=(-0.4, len(names) - 0.6),
+        xlabel="sparsity (% of entries frozen)",
+        ylabel="pass@1 after training",
+    )
     axes.legend(fontsize=8, frameon=False)
 
 

@@ -1,8 +1,9 @@
 """From the runs of one setting (same model, task, steps, algorithm) to the report's items: a figure, a table, what is missing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,11 @@ from mth.analysis import draw
 from mth.analysis.aggregate import curve, last, series, successes, summary
 from mth.analysis.needs import Need, need
 from mth.analysis.runs import Run
-from mth.analysis.spectrum import center, eigenvalue_error, gram_matrix, spectrum
+from mth.analysis.spectrum import center, eigenvalue_error, spectrum, stored_gram
 from mth.analysis.tables import overlap_table
-from mth.analysis.theory import restricted, subspace
+from mth.analysis.theory import stored_theory
 from mth.config import MaskFamily
 from mth.errors import UserError
-from mth.gradients import open_gradients
 
 LAST_STEPS = 10  # training steps whose reward chooses a learning rate
 RANK = 8  # of the subspace in the theory's figures
@@ -27,7 +27,7 @@ THEORY_SEEDS = (0, 10, 42)
 
 @dataclass
 class Item:
-    """One part of a report. need: the experiment behind it, and what of it is missing."""
+    """One part of a report. need: the experiment behind it, and what of it is missing. data: further tables, written as CSV only."""
 
     slug: str
     title: str
@@ -35,6 +35,7 @@ class Item:
     figure: Figure | None = None
     table: pd.DataFrame | None = None
     need: Need | None = None
+    data: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
         full = table.loc[table["sparsity"] == 0, "mean"]
         base = float(np.nanmean([series(run, key).iloc[0] for run in runs]))
         draw.levels(each, sparse, dots, float(full.iloc[0]) if len(full) else float("nan"), base)
-        each.set(title=task, ylabel=f"{_label(setting)} after training")
+        each.set(title=task, ylabel=f"{_label(setting)}, after training")
         tables.append(table)
     caption = (
         f"Each level at the learning rate with the highest mean reward of the last {LAST_STEPS} training steps (training prompts), among "
@@ -197,7 +198,7 @@ def rates_item(setting: Setting, needed: Need) -> Item:
         if table.groupby("sparsity")["lr"].nunique().max() < 2:
             raise UserError("no sparsity was run at two learning rates")
         draw.rates(each, table, best_rates(runs))
-        each.set(title=task, ylabel=f"{_label(setting)} after training")
+        each.set(title=task, ylabel=f"{_label(setting)}, after training")
         tables.append(table)
     caption = (
         f"Ring: the rate with the highest mean reward of the last {LAST_STEPS} training steps at that sparsity. Bars: one std over masks."
@@ -210,46 +211,40 @@ def spectrum_items(setting: Setting, needed: Need) -> list[Item]:
     run = next((run for run in needed.runs if run.path is not None and (run.path / "spectrum").is_dir()), None)
     if run is None or run.path is None:
         raise UserError("no run has gradients")
-    gradients = open_gradients(run.path)
-    gram = gram_matrix(gradients, progress=True)
-    error = 0.0 if gradients.exact else eigenvalue_error(gram, gradients.size)
+    header, steps, gram = stored_gram(run.path)
+    exact = header["mode"] == "exact"
+    error = 0.0 if exact else eigenvalue_error(gram, header["width"])
     both = {"uncentred": spectrum(gram, error), "centred": spectrum(center(gram), error)}
     figure, axes = draw.panels(2)
     draw.spectra(axes, {name: each.eigenvalues for name, each in both.items()}, error)
     table = pd.DataFrame({name: each.ranks for name, each in both.items()}).round(2).rename_axis("effective rank").reset_index()
-    how = (
-        "whole gradients"
-        if gradients.exact
-        else f"sketches of {gradients.size:,} numbers; an eigenvalue may be off by {error:.2%} of the sum"
-    )
+    how = "whole gradients" if exact else f"sketches of {header['width']:,} numbers; an eigenvalue may be off by {error:.2%} of the sum"
     caption = (
-        f"{len(gradients.steps)} gradients of {gradients.header['entries']:,} entries, one per step before clipping, from {how}. "
+        f"{len(steps)} gradients of {header['entries']:,} entries, one per step before clipping, from {how}. "
         "The paper's effective rank of about 44 (150 gradients, Qwen2.5-0.5B) does not say its definition."
     )
     items = [Item("spectrum", "Spectrum of the gradients (Figure 4)", caption, figure, table, needed)]
-    if gradients.exact and is_full(run):
-        items.append(theory_item(run, gradients))
+    eigenvalues = pd.DataFrame({name: each.eigenvalues for name, each in both.items()})
+    items[0].data = {"eigenvalues": eigenvalues.rename_axis("number").reset_index()}
+    if exact and is_full(run):
+        items.append(theory_item(run, run.path, min(RANK, len(steps) - 1)))
     return items
 
 
-def theory_item(run: Run, gradients: object) -> Item:
+def theory_item(run: Run, path: Path, rank: int) -> Item:
     """Assumptions F.1 and F.2, lemma F.6 and proposition 5.2 on the gradients of a run of full training."""
-    from mth.gradients import Gradients
     from mth.policy import parameter_shapes
 
-    assert isinstance(gradients, Gradients)
-    rank = min(RANK, len(gradients.steps) - 1)
-    space = subspace(gradients, rank)
-    found = restricted(space, parameter_shapes(run.config.model), THEORY_LEVELS, THEORY_SEEDS, progress=True)
+    facts, found = stored_theory(path, parameter_shapes(run.config.model), rank, THEORY_LEVELS, THEORY_SEEDS)
     frame = pd.DataFrame([vars(each) for each in found])
     figure, axes = draw.panels(2)
     draw.concentration(axes, frame)
     table = frame.groupby(["percent", "active"], as_index=False)[["deviation", "bound", "error", "free"]].mean()
     caption = (
-        f"F.1: the top {rank} eigenvectors hold {space.share:.1%} of the sum of eigenvalues. F.2: mu = sqrt(d) max|v| is {space.mu.min():.0f} to "
-        f"{space.mu.max():.0f} for them (1 would be perfectly even, {np.sqrt(gradients.size):.0f} a single entry). Left: the restricted Gram "
-        f"matrix of {len(THEORY_SEEDS)} random masks per size against lemma F.6 (delta = 0.05). Right: relative error in the Fisher norm when an "
-        "update of the top subspace is replaced by one on the mask's entries."
+        f"F.1: the top {rank} eigenvectors hold {facts['share']:.1%} of the sum of eigenvalues. F.2: mu = sqrt(d) max|v| is "
+        f"{min(facts['mu']):.0f} to {max(facts['mu']):.0f} for them (1 would be perfectly even, {np.sqrt(facts['entries']):.0f} a single entry). "
+        f"Left: the restricted Gram matrix of {len(THEORY_SEEDS)} random masks per size against lemma F.6 (delta = 0.05). Right: relative error "
+        "in the Fisher norm when an update of the top subspace is replaced by one on the mask's entries."
     )
     return Item("theory", "The assumptions of appendix F on these gradients", caption, figure, _rounded_frame(table, 5), None)
 
@@ -289,7 +284,7 @@ def memory_item(setting: Setting) -> Item:
 
 def _label(setting: Setting) -> str:
     names = {"pass_at_1": "pass@1", "reward": "mean reward"}
-    return f"{names.get(setting.metric, setting.metric)} (held-out prompts)"
+    return f"{names.get(setting.metric, setting.metric)}, held-out prompts"
 
 
 def _rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

@@ -1,12 +1,15 @@
 """Spectrum of the gradients of a run (paper, Figure 4 and appendix B) from a collection on disk, blockwise."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mth.errors import UserError
-from mth.gradients import Gradients
+from mth.files import read_json, write_json
+from mth.gradients import FOLDER, Gradients, open_gradients, whole_steps
 
 SHARES = (0.90, 0.95, 0.99)
 
@@ -69,18 +72,25 @@ def effective_ranks(eigenvalues: np.ndarray) -> dict[str, float]:
     }
 
 
-def sketch_error(gradients: Gradients) -> float:
-    """Standard error of one entry of the Gram matrix relative to |g| |h|, at most; 0 for exact gradients.
-
-    From the variance bound of `mth.gradients.sketch`: sqrt(2 / width), reached on the diagonal; sqrt(1 / width) for orthogonal gradients.
-    """
-    return 0.0 if gradients.exact else float(np.sqrt(2 / gradients.header["width"]))
-
-
 def eigenvalue_error(gram: np.ndarray, width: int) -> float:
-    """How far a sketch of `width` may move any eigenvalue, as a share of their sum (Weyl: at most the spectral norm of the Gram matrix's
+    """How far a sketch of `width` numbers may move any eigenvalue, as a share of their sum (Weyl: at most the spectral norm of the Gram matrix's
     error; here its expected Frobenius norm, from the same variance bound).
     """
     squares = np.diag(gram)
     variance = (squares[:, None] * squares[None, :] + gram**2) / width
     return float(np.sqrt(variance.sum()) / squares.sum())
+
+
+def stored_gram(run_dir: Path) -> tuple[dict[str, Any], list[int], np.ndarray]:
+    """Header, steps and Gram matrix of a run's collection. Made once and kept beside the gradients, which may then be deleted.
+
+    Raises UserError as `open_gradients` and `gram_matrix` do.
+    """
+    path = run_dir / FOLDER / "gram.json"
+    saved, steps = read_json(path), whole_steps(run_dir)
+    if saved and (not steps or saved["steps"] == steps):
+        return read_json(run_dir / FOLDER / "collection.json"), saved["steps"], np.array(saved["gram"])
+    gradients = open_gradients(run_dir)
+    gram = gram_matrix(gradients, progress=True)
+    write_json(path, {"steps": gradients.steps, "gram": gram.tolist()})
+    return gradients.header, gradients.steps, gram

@@ -6,7 +6,9 @@ eigenvectors u_i of the Gram matrix. They are made block by block and never all 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +16,8 @@ from tqdm import tqdm
 from mth.analysis.spectrum import gram_matrix
 from mth.config import MaskConfig
 from mth.errors import UserError
-from mth.gradients import Gradients
+from mth.files import read_json, write_json
+from mth.gradients import FOLDER, Gradients, open_gradients, whole_steps
 from mth.tickets.sampling import Shapes, chooser
 
 
@@ -68,6 +71,22 @@ class Restricted:
     bound: float
     error: float
     free: float
+
+
+def stored_theory(
+    run_dir: Path, shapes: Shapes, rank: int, percents: Sequence[float], seeds: Sequence[int]
+) -> tuple[dict[str, Any], list[Restricted]]:
+    """rank, share and mu of the subspace, and the masks' figures. Made once per rank and masks and kept beside the gradients."""
+    path, steps = run_dir / FOLDER / "theory.json", whole_steps(run_dir)
+    asked = {"rank": rank, "percents": list(percents), "seeds": list(seeds)}
+    saved = read_json(path)
+    if not saved or saved["asked"] != asked or (steps and saved["steps"] != steps):
+        space = subspace(open_gradients(run_dir), rank)
+        found = restricted(space, shapes, percents, seeds, progress=True)
+        facts = {"rank": rank, "share": space.share, "mu": space.mu.tolist(), "entries": space.gradients.size}
+        saved = {"asked": asked, "steps": space.gradients.steps, "facts": facts, "masks": [asdict(each) for each in found]}
+        write_json(path, saved)
+    return saved["facts"], [Restricted(**each) for each in saved["masks"]]
 
 
 def restricted(
