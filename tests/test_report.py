@@ -1,0 +1,217 @@
+"""The report and the notebooks, on recorded real runs of the embedded model."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mth.analysis.needs import cells_of, need
+from mth.analysis.results import best_rates, selection_score
+from mth.analysis.runs import read_folder
+from mth.analysis.tables import table_2, table_3
+from mth.cells import check
+from mth.config import identity
+from mth.errors import UserError
+from mth.report import markdown, report
+from tests import recorded
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FIGURES = ("masks", "sparsity", "structured", "learning_rates", "spectrum", "theory")
+METRIC = "eval/arithmetic/pass_at_1"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return recorded.unpack(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def made(runs):
+    return report(str(runs), None, None, "pass_at_1", False).parent
+
+
+def finals(percent, family="random"):
+    """Last pass@1 by mask seed of the recorded runs at the learning rate of the embedded model's table."""
+    rate = {0: 1e-4, 99: 5e-3, 99.9: 3e-2}[percent]
+    found = {}
+    for data in json.loads(recorded.FILE.read_text()).values():
+        config = data["config"]
+        if (config["sparsity"]["percent"], config["lr"]["value"], config["mask"]["family"]) == (percent, rate, family):
+            found[config["mask_seed"]] = [metrics[METRIC] for _, metrics in data["journal"] if METRIC in metrics][-1]
+    return found
+
+
+def test_every_figure_and_table_is_there_in_every_format(made):
+    for name in FIGURES:
+        for suffix in ("png", "svg", "csv", "md"):
+            assert (made / f"{name}.{suffix}").stat().st_size > 50, name
+    for name in ("overlap", "memory"):
+        assert len(pd.read_csv(made / f"{name}.csv"))
+
+
+def test_the_page_is_self_contained_and_says_what_was_run(made, runs):
+    page = (made / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(FIGURES)
+    assert not re.search(r"(src|href)=\"(https?:|//)", page)
+    for run in read_folder(runs).runs:
+        assert f"{run.name} ({run.status}, commit {run.commit})" in page
+    assert "mask_seed: 2001" in page
+
+
+def test_figures_1_and_2_are_the_recorded_numbers(made):
+    row = pd.read_csv(made / "masks.csv").iloc[0]
+    masks, full = np.array(list(finals(99).values())), finals(0)[0]
+    assert row["masks"] == masks.size == 20
+    assert row["mean"] == pytest.approx(masks.mean(), abs=1e-4)
+    assert row["full"] == pytest.approx(full)
+    assert row["successes"] == (masks >= full - masks.std(ddof=1)).sum()
+
+
+def test_figure_3_has_the_recorded_numbers(made):
+    table = pd.read_csv(made / "sparsity.csv").set_index("sparsity")
+    for percent in (99, 99.9):
+        if table.loc[percent, "learning rate"] == {99: 5e-3, 99.9: 3e-2}[percent]:
+            assert table.loc[percent, "mean"] == pytest.approx(np.mean(list(finals(percent).values())), abs=1e-4)
+    assert {0, 99, 99.9} <= set(table.index)
+
+
+def test_the_rate_is_chosen_on_training_prompts_only(runs):
+    every = [run for run in read_folder(runs).runs if run.config.mask.family.name == "random"]
+    before = best_rates(every)
+    rates = {run.config.lr.value for run in every if run.config.sparsity.percent == 99}
+    assert len(rates) > 1
+    for run in every:
+        for entry in run.entries:
+            entry.metrics.update({key: 0.0 for key in entry.metrics if key.startswith("eval/")})
+    assert best_rates(every) == before  # what is reported has no part in the choice
+    loser = next(run for run in every if run.config.sparsity.percent == 99 and run.config.lr.value != before[99])
+    for entry in loser.entries:
+        entry.metrics["reward/mean"] = 1.0
+    assert selection_score(loser) == 1
+    assert best_rates(every)[99] == loser.config.lr.value
+
+
+def test_the_command_for_what_is_missing_asks_for_exactly_that(runs):
+    every = read_folder(runs).runs
+    config = next(run.config for run in every if run.config.sparsity.percent == 99)
+    structured, sparsity = need("fig5_6_structured", config, every), need("fig3_sparsity", config, every, ("mask_seed", "lr"))
+    assert structured.missing == 0
+    cells = check(shlex.split(structured.command)[3:])
+    assert [identity(cell.config) for cell in cells] == structured.cells  # composed by Hydra itself
+    done = {run.identity for run in every}
+    assert sparsity.missing == len(set(sparsity.cells) - done) > 0
+    assert "train.steps=30" in sparsity.command
+    assert len(need("fig1_masks_1.5b", config, every).runs) == 21
+
+
+def test_cells_without_hydra_are_those_of_hydra():
+    arguments = ["experiment=fig7_lr", "model=tiny", "sparsity=0,99", "lr.factor=0.3,1"]
+    assert [identity(config) for config in cells_of(["experiment=fig7_lr", "model=tiny", "sparsity.percent=0,99", "lr.factor=0.3,1"])] == [
+        identity(cell.config) for cell in check(arguments)
+    ]
+
+
+@pytest.fixture
+def few(runs, tmp_path):
+    """Full training, one mask, and room for trouble."""
+    for name in ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0"):
+        shutil.copytree(runs / name, tmp_path / name)
+    return tmp_path
+
+
+def test_bad_runs_are_named_and_take_nothing_with_them(few, runs, capsys):
+    shutil.copytree(runs / "fig5_6/5-s99.0-m0", few / "other")
+    text = (few / "other/config.yaml").read_text()
+    (few / "other/config.yaml").write_text(
+        text.replace("name: tiny", "name: qwen2.5-0.5b").replace("path: null", "path: Qwen/Qwen2.5-0.5B", 1)
+    )
+    for name, file, content in (
+        ("damaged", "config.yaml", "model: ["),
+        ("strange", "journal.jsonl", '{"step": "many"}\n'),
+        ("empty", "journal.jsonl", ""),
+    ):
+        shutil.copytree(runs / "fig1/21-s99.0-m10", few / name)
+        (few / name / file).write_text(content)
+    shutil.copytree(runs / "fig1/22-s99.0-m20", few / "died")
+    (few / "died/summary.json").write_text(json.dumps({"status": "failed", "reason": "out of memory"}))
+    page = report(str(few), None, None, "pass_at_1", False)
+    noted = capsys.readouterr().err
+    assert "Runs of 2 models (qwen2.5-0.5b, tiny)" in noted
+    assert "damaged" in noted and "strange" in noted and "died: failed: out of memory" in noted
+    assert noted.count("Traceback") == 0
+    sections = page.read_text()
+    assert "tiny on arithmetic" in sections and "qwen2.5-0.5b on arithmetic" in sections
+    row = pd.read_csv(page.parent / "1_masks.csv").iloc[0]
+    assert row["masks"] == 1  # the failed and the empty run are in no mean
+
+
+def test_what_cannot_be_shown_is_one_line_with_its_command(few, capsys):
+    report(str(few), None, None, "pass_at_1", False)
+    noted = capsys.readouterr().err
+    assert re.search(
+        r"not shown: fig7_lr: no sparsity was run at two learning rates.* python -m mth.train -m experiment=fig7_lr model=tiny", noted
+    )
+    assert re.search(r"not shown: fig4_spectrum: no run has gradients", noted)
+    page = report(str(few), None, None, "charm", False)
+    assert "no finished run has the metric eval/arithmetic/charm" in page.read_text()
+
+
+def test_no_finished_run_is_one_line(few):
+    for name in ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0"):
+        (few / name / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"has no finished run \(2 unfinished\)"):
+        report(str(few), None, None, "pass_at_1", False)
+
+
+def test_command_line(tmp_path):
+    def call(*arguments):
+        return subprocess.run([sys.executable, "-m", "mth.report", *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    assert "--skip-paper-tables" in call("--help").stdout
+    for arguments, line in (([str(tmp_path)], "has no runs of mth"), (["nothere"], "is no folder, and there is no multirun/mlflow.db")):
+        result = call(*arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert line in result.stderr
+
+
+def test_tables_2_and_3_at_the_real_shapes():
+    table = table_2().set_index(["model", "sparsity %"])
+    assert table.loc[("qwen2.5-1.5b", 99), "active"] == 15_436_967
+    assert table.loc[("qwen2.5-0.5b", 99.9), "tensors with none"] == 121
+    assert (table["learning rate"] == table["learning rate, paper"]).all()
+    overlap = table_3(["qwen2.5-0.5b"])
+    assert overlap["pairs"].tolist() == [10, 10, 10]
+    assert overlap["mean"].iloc[0] == pytest.approx(overlap["p/(2-p)"].iloc[0], rel=0.01)
+    assert overlap["paper"].tolist() == ["0.005", "0.0005", "0.000055"]
+
+
+def test_markdown_is_a_table():
+    text = markdown(pd.DataFrame({"a": [1, 15_436_967], "b": [0.5, float("nan")], "c": ["x|y", None]}))
+    assert text.splitlines() == ["| a | b | c |", "| --- | --- | --- |", "| 1 | 0.5 | x\\|y |", "| 15,436,967 |  |  |"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run_on_a_report(path, made, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("MTH_REPORT", str(made))
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("text/html" in output.get("data", {}) for output in outputs)
+
+
+def test_notebooks_are_kept_without_outputs():
+    assert {path.stem for path in NOTEBOOKS} == {"masks", "sparsity", "overlap", "spectrum", "memory", "learning_rates"}
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, path
