@@ -61,7 +61,9 @@ def cells_of(arguments: Sequence[str]) -> list[Config]:
     for overrides in expand(arguments)[1]:
         values = {key: value for key, _, value in (o.partition("=") for o in overrides) if "." in key or key in VALUE_KEYS}
         groups = tuple(o for o in overrides if o.partition("=")[0] not in values)
-        cfg = composed.setdefault(groups, compose(groups)).copy()
+        if groups not in composed:
+            composed[groups] = compose(groups)
+        cfg = composed[groups].copy()
         for key, value in values.items():
             OmegaConf.update(cfg, key, yaml.safe_load(value))
         configs.append(load(cfg))
