@@ -1,6 +1,7 @@
 """Delta checkpoints: atomic, exact, and refused with one clear line when they do not fit."""
 
 import copy
+import dataclasses
 import resource
 import signal
 
@@ -19,6 +20,7 @@ from mth.checkpoint import (
 )
 from mth.config import OptimizerConfig
 from mth.errors import UserError
+from mth.policy import draw_ticket
 from mth.update import build_optimizer
 from tests.conftest import make_config
 from tests.tickets.test_ticket import backward, ticket_of
@@ -118,3 +120,28 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, small_model):
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("mask", [{"family": "magnitude", "magnitude": "smallest"}, {"family": "last_layer", "budget": "whole_layer"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_family_is_drawn_again_from_the_base_model_and_a_checkpoint_fits(tmp_path, small_policy, mask, dtype):
+    base = small_policy.model.to(dtype)
+    fresh = dataclasses.replace(small_policy, model=copy.deepcopy(base))
+    config = make_config(mask=mask, sparsity={"percent": 90})
+    ticket = draw_ticket(small_policy, config)
+    if mask["family"] == "magnitude":
+        name = "model.layers.0.mlp.up_proj.weight"
+        inside = torch.zeros(fresh.model.get_parameter(name).numel(), dtype=torch.bool)
+        inside[ticket.indices[name].long()] = True
+        sizes = fresh.model.get_parameter(name).detach().float().abs().flatten()
+        assert sizes[inside].max() <= sizes[~inside].min()
+    else:
+        assert ticket.active_parameters == sum(p.numel() for p in fresh.model.model.layers[-1].parameters())
+    ticket.values.data.mul_(3)
+    ticket.write()
+    save_checkpoint(checkpoint_path(tmp_path, 1), ticket, config, 1, build_optimizer(ticket, config.optimizer, 1e-3), {})
+    again = draw_ticket(fresh, load_checkpoint(checkpoint_path(tmp_path, 1)).config)
+    restore_ticket(load_checkpoint(checkpoint_path(tmp_path, 1)), again)
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), fresh.model.parameters(), strict=True))
+    with pytest.raises(UserError, match="belongs to another"):
+        restore_ticket(load_checkpoint(checkpoint_path(tmp_path, 1)), draw_ticket(fresh, make_config(sparsity={"percent": 90})))

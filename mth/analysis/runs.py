@@ -15,6 +15,7 @@ from mth.files import read_json
 from mth.runs import DONE, is_locked
 from mth.tracking import Entry, mlflow_client, read_journal
 
+PATIENCE_S = 10.0  # for a store that another process has locked
 NOT_RUNS = {"code", "checkpoints", "base", "spectrum", "report", "mlartifacts"}
 
 
@@ -100,7 +101,8 @@ def read_mlflow(experiment: str, uri: str) -> Collection:
             config = from_plain(_nested(params))
             entries = [Entry(step, 0, metrics) for step, metrics in sorted(points.items())]
             status = tags.get("mth.status") or "unfinished"
-            runs.append(Run(name, config, identity(config), status, tags.get("mth.reason", ""), "see MLflow", {}, entries))
+            facts: dict[str, Any] = {key: int(params[key]) for key in ("active_parameters", "total_parameters") if key in params}
+            runs.append(Run(name, config, identity(config), status, tags.get("mth.reason", ""), "see MLflow", facts, entries))
         except (UserError, ValueError, KeyError) as error:
             problems.append(f"MLflow run {name}: cannot be read ({_first_line(error)})")
     return _checked(Collection(f"MLflow experiment {experiment}", runs, problems))
@@ -112,7 +114,7 @@ MlflowRow = tuple[str, dict[str, str], dict[str, str], dict[int, dict[str, float
 def _from_sqlite(experiment: str, path: Path) -> list[MlflowRow]:
     if not path.is_file():
         raise UserError(f"MLflow store {path} does not exist; give a folder of runs, or tracker.uri= of the store")
-    with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10) as store:
+    with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PATIENCE_S) as store:
         found = store.execute("SELECT experiment_id FROM experiments WHERE name = ?", (experiment,)).fetchone()
         if found is None:
             names = ", ".join(row[0] for row in store.execute("SELECT name FROM experiments"))

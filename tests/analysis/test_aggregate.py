@@ -1,16 +1,19 @@
 """Aggregation: fast, tolerant of everything that goes wrong with runs, and never silent about it."""
 
 import json
+import sqlite3
 import time
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from mth.analysis import runs as module
 from mth.analysis.aggregate import bootstrap, curve, last, points, run_table, successes, tidy
 from mth.analysis.runs import Run, read_folder, read_mlflow
 from mth.config import identity, to_plain
 from mth.errors import UserError
+from mth.report import report
 from mth.tracking import Entry, MlflowWriter, Tracker
 from tests.conftest import make_config
 
@@ -61,7 +64,7 @@ def test_nothing_to_read_is_one_line(tmp_path):
         read_mlflow("mth", f"sqlite:///{tmp_path}/text.db")
 
 
-def test_mlflow_gives_what_the_journals_give(tmp_path):
+def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
     config = make_config(tracker={"name": "mlflow"}, mask_seed=7, eval={"paths": {"gsm8k": "some/path"}})
     folder = tmp_path / "run"
     folder.mkdir()
@@ -73,8 +76,17 @@ def test_mlflow_gives_what_the_journals_give(tmp_path):
     runs = read_mlflow("mth", f"sqlite:///{tmp_path}/mlflow.db").runs
     assert [(run.identity, run.status, run.reason) for run in runs] == [(identity(config), "collapsed", "entropy")]
     assert [(e.step, e.metrics) for e in runs[0].entries] == [(s, {KEY: 0.5 + s / 8, "loss": -s / 4}) for s in range(3)]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(UserError, match="no MLflow experiment other; it has"):
-        read_mlflow("other", f"sqlite:///{tmp_path}/mlflow.db")
+        read_mlflow("other", uri)
+    page = report("mth", tmp_path / "report", uri, "pass_at_1", False).read_text()
+    assert "MLflow experiment mth: 1 collapsed" in page and "entropy" in page and runs[0].name in page
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    with sqlite3.connect(tmp_path / "mlflow.db") as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"cannot be read \(database is locked\)"):
+            read_mlflow("mth", uri)
 
 
 def run_of(name, values, seed=0):
