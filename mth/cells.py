@@ -63,12 +63,11 @@ def _compose_cell(overrides: tuple[str, ...], index: int, own: tuple[str, ...], 
             cfg = hydra.compose_config(
                 config_name, [*pinned, *overrides, *own], run_mode=RunMode.RUN, from_shell=False, with_log_configuration=False
             )
+        OmegaConf.set_readonly(cfg.hydra, False)
         with open_dict(cfg):
             cfg.hydra.job.num = index
-            node = cfg.pop("hydra")
-        OmegaConf.set_readonly(node, False)
-        whole = OmegaConf.merge({"hydra": node}, OmegaConf.to_container(cfg))  # interpolations reach from hydra into the configuration
-        name, launcher = str(whole.hydra.sweep.subdir), OmegaConf.to_container(whole.hydra.launcher, resolve=True)
+            name, launcher = str(cfg.hydra.sweep.subdir), OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+            del cfg["hydra"]
         assert isinstance(launcher, dict)
         if launcher.get("kind") in LAUNCHERS:
             launcher = dict(launcher_settings(launcher))

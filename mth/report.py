@@ -126,6 +126,7 @@ def write_item(item: "Item", out: Path, prefix: str) -> dict[str, Any]:
         "html": "" if item.table is None else html(item.table),
         "missing": missing,
         "command": item.need.command if item.need else "",
+        "advice": item.advice,
         "files": files,
     }
 

@@ -94,12 +94,17 @@ def whereabouts(config: Config, starts: int) -> dict[str, Any]:
         "identity": identity(config),
         "label": config.label,
         "code": code_version(),
-        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "host": host(),
         "pid": os.getpid(),
         "job": f"{array}_{task}" if array else job,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "starts": starts,
     }
+
+
+def host() -> str:
+    """This machine, by SLURM's name for it inside a job."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def note(run_dir: Path, **facts: Any) -> None:

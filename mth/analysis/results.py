@@ -27,7 +27,10 @@ THEORY_SEEDS = (0, 10, 42)
 
 @dataclass
 class Item:
-    """One part of a report. need: the experiment behind it, and what of it is missing. data: further tables, written as CSV only."""
+    """One part of a report. need: the experiment behind it, and what of it is missing. data: further tables, written as CSV only.
+
+    advice: further commands that would improve it.
+    """
 
     slug: str
     title: str
@@ -36,6 +39,7 @@ class Item:
     table: pd.DataFrame | None = None
     need: Need | None = None
     data: dict[str, pd.DataFrame] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def best_rates(runs: Sequence[Run]) -> dict[float, float]:
 def sparsity_item(setting: Setting, needed: Need) -> Item:
     """Figure 3: result by sparsity, each level at its best learning rate."""
     figure, axes = draw.panels(len(setting.tasks))
-    tables = []
+    tables: list[pd.DataFrame] = []
+    advice: list[str] = []
     for task, each in zip(setting.tasks, axes, strict=True):
         key = setting.key(task)
         runs = setting.usable(needed.runs, task)
@@ -130,6 +135,10 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
             finals = [last(run, key) for run in here]
             dots[percent] = [(value, run.status == "collapsed") for value, run in zip(finals, here, strict=True)]
             tried = len({run.config.lr.value for run in level})
+            unseen = sorted({run.config.mask_seed for run in level} - {run.config.mask_seed for run in here})
+            if unseen:  # the best rate has fewer masks than another one
+                seeds = ",".join(map(str, unseen))
+                advice.append(f"{needed.command} sparsity.percent={percent:g} lr.value={rate:g} mask_seed={seeds}")
             row = {"task": task, "sparsity": percent, "learning rate": rate, "rates tried": tried}
             rows.append(row | summary(finals) | {"collapsed": sum(collapsed for _, collapsed in dots[percent])})
         table = pd.DataFrame(rows)
@@ -143,7 +152,9 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
         f"Each level at the learning rate with the highest mean reward of the last {LAST_STEPS} training steps (training prompts), among "
         "those that were run, compared on the masks that all rates share; reported on held-out prompts. Bars: one std over masks. Interval: 95 %, bootstrap over masks."
     )
-    return Item("sparsity", "Result by sparsity (Figure 3)", caption, figure, _rounded_frame(pd.concat(tables)), needed)
+    item = Item("sparsity", "Result by sparsity (Figure 3)", caption, figure, _rounded_frame(pd.concat(tables)), needed)
+    item.advice = list(dict.fromkeys(advice))
+    return item
 
 
 def structured_item(setting: Setting, needed: Need) -> Item:

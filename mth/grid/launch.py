@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -204,5 +205,7 @@ def cancel(grid: Grid) -> str:
     slurm.cancel([cell.job for cell in running if cell.job], [cell.job for cell in waiting if cell.job])
     pid = launcher_pid(grid.folder)
     if pid is not None:
-        os.kill(pid, 15)  # the launcher passes it on to its cells
+        os.kill(pid, signal.SIGTERM)  # the launcher passes it on to its cells
+    else:
+        local.stop([cell.entry for cell in running if not cell.job])
     return f"asked {len(running)} running cells to save and end, took {len(waiting)} out of the queue"

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mth.errors import UserError
+from mth.files import read_json
 from mth.grid.record import Entry, Grid, hold_launcher, launcher_pid, log_event
+from mth.runs import host
 from mth.signals import listen
 
 POLL_S = 0.2
@@ -91,3 +94,13 @@ def start(grid: Grid, entry: Entry, place: dict[str, str]) -> subprocess.Popen[b
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def stop(entries: list[Entry]) -> None:
+    """Ask cells whose launcher is gone to save and end. Raises UserError naming the machine when one runs elsewhere."""
+    for entry in entries:
+        run = read_json(entry.dir / "run.json")
+        if run.get("host") != host():
+            raise UserError(f"{entry.name} runs on {run.get('host')}: cancel it there")
+        with suppress(ProcessLookupError):
+            os.kill(run["pid"], signal.SIGTERM)

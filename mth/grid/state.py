@@ -69,7 +69,7 @@ def _state(entry: Entry, job: str | None, known: dict[str, slurm.JobState], wait
         state = "cancelled" if ended == "cancelled" and status == "interrupted" else status
     elif ended == "cancelled" or (of_slurm is not None and of_slurm.state.startswith("CANCELLED")):
         state = "cancelled"
-    elif run or job is not None:
+    elif run or job or ended:
         state = "failed" if of_slurm is not None or ended else "killed"
         reason = ended or (_slurm_words(of_slurm) if of_slurm is not None else "ended without a word: killed, or its machine was lost")
     else:

@@ -165,7 +165,8 @@ def test_a_snapshot_is_the_package_and_is_made_once(tmp_path):
 # States, from files
 
 
-def test_states_from_files_alone(tmp_path):
+def test_states_from_files_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "_lines", lambda *command: [])  # a SLURM that has forgotten everything
     names = ("done", "broken", "stopped", "killed", "cancelled", "new", "gone")
     grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in names])
     grid.write()
@@ -318,7 +319,7 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
     assert json.loads((first / "summary.json").read_text())["status"] == "interrupted"
     steps = len(read_journal(first))
     assert (first / "checkpoints" / f"step_{steps - 1:06d}.safetensors").is_file()
-    assert list(states(folder).values()) == ["interrupted", "new"] or list(states(folder).values()) == ["interrupted", "killed"]
+    assert list(states(folder).values()) == ["interrupted", "new"]
 
     launcher = subprocess.Popen(command("grid", "resume", folder), cwd=tmp_path)
     until(lambda: len(read_journal(first)) > steps, "steps after the resume")
