@@ -31,6 +31,8 @@ class GridLauncher(Launcher):
         chosen = list(self.config.hydra.overrides.hydra)
         cells = [compose_cell(overrides, initial_job_idx + i, chosen) for i, overrides in enumerate(job_overrides)]
         once = distinct(cells)
+        if len(once) < len(cells):
+            print(f"{len(cells) - len(once)} cells ask for the same run as an earlier one and are left out")
         passes = dict(zip((identity(cell.config) for cell in once), launch(once, Path(self.config.hydra.sweep.dir)), strict=True))
         return [
             JobReturn(overrides=list(cell.overrides), status=JobStatus.COMPLETED, _return_value=passes[identity(cell.config)])

@@ -288,9 +288,9 @@ def memory_item(setting: Setting) -> Item:
             )
     if not rows:
         raise UserError("no finished run says what it allocated")
-    table = pd.DataFrame(rows).groupby(["sparsity %", "mask", "active"], as_index=False).mean(numeric_only=True).round(1)
+    table = pd.DataFrame(rows).groupby(["sparsity %", "mask", "active"], as_index=False).mean(numeric_only=True)
     caption = "Bytes of the ticket as allocated, and the peak memory of the process (of the GPU where one trained); means over runs."
-    return Item("memory", "Memory of the runs (Table 5)", caption, None, table)
+    return Item("memory", "Memory of the runs (Table 5)", caption, None, _rounded_frame(table, digits=1))
 
 
 def _label(setting: Setting) -> str:
@@ -303,7 +303,7 @@ def _rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
 
 
 def _rounded_frame(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    rates = [column for column in ("lr", "learning rate", "sparsity", "percent") if column in table]
+    rates = [column for column in ("lr", "learning rate", "sparsity", "sparsity %", "percent") if column in table]
     return table.round({column: digits for column in table.select_dtypes("number") if column not in rates}).reset_index(drop=True)
 
 

@@ -78,12 +78,9 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     for cell in cells:
         name = identity(cell.config)
         here = folder / cell.name
-        twin = next((entry for entry in entries if entry.identity == name), None)
         there = known.get(name, [])
         finished = next((path for path in there if status_of(path) in DONE), None)
-        if twin is not None:
-            found, place = "busy", twin.dir
-        elif finished is not None:
+        if finished is not None:
             found, place = "finished", finished
         elif there:
             busy = next((path for path in there if elsewhere(path)), None)
