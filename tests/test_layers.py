@@ -19,7 +19,7 @@ LAYERS = [
     ["rollout", "pretraining", "runs"],
     ["update", "evaluation"],
     ["trainer"],
-    ["train", "evaluate", "export", "pretrain", "grid"],
+    ["train", "evaluate", "export", "pretrain", "grid", "serve"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
