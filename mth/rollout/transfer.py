@@ -96,7 +96,7 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
         """How many entries of a whole tensor the model really holds now."""
         target, offset = locate(self.model, name)
         held = target[offset : offset + tensor.numel()]
-        return int((held == tensor.reshape(-1).to(held.device, held.dtype)).sum())
+        return 0 if held.numel() != tensor.numel() else int((held == tensor.reshape(-1).to(held.device, held.dtype)).sum())
 
     @torch.no_grad()
     def held(self, values: torch.Tensor) -> dict[str, int]:
