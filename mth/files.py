@@ -30,6 +30,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty when the file is missing or not JSON."""
     try:
         data = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -124,13 +124,14 @@ def prepare_store(uri: str, experiment: str) -> str:
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     artifacts = (database.parent / "mlartifacts").as_uri()
-    with open(database.with_name(f".{database.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not database.exists():
-            fresh = database.with_name(f".{database.name}.{os.getpid()}.new")
-            _experiment_id(mlflow_client(f"sqlite:///{fresh}"), experiment, artifacts)
-            os.replace(fresh, database)
-        return _experiment_id(mlflow_client(uri), experiment, artifacts)
+    if not database.exists():
+        with open(database.with_name(f".{database.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not database.exists():
+                fresh = database.with_name(f".{database.name}.{os.getpid()}.new")
+                _experiment_id(mlflow_client(f"sqlite:///{fresh}"), experiment, artifacts)
+                os.replace(fresh, database)
+    return _experiment_id(mlflow_client(uri), experiment, artifacts)
 
 
 def _experiment_id(client: Any, name: str, artifacts: str | None) -> str:

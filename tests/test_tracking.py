@@ -90,28 +90,31 @@ def test_a_dead_server_blocks_no_step_and_a_resume_refills_it(tmp_path, capsys, 
     assert len(history(default_uri(tmp_path), folder, "loss")) == 20
 
 
-def use_store(root, index):
-    uri = default_uri(root)
-    experiment = prepare_store(uri, "many")
-    client = mlflow_client(uri)
-    run = client.create_run(experiment, run_name=str(index))
-    client.log_metric(run.info.run_id, "value", index)
-    client.set_terminated(run.info.run_id)
+def write_run(root, index):
+    tracker = tracker_of(root / str(index), root)
+    for step in range(10):
+        tracker.log(step, {f"metric/{key}": index * 1000 + step * 10 + key for key in range(8)})
+    tracker.close("FINISHED", {})
 
 
-def test_twenty_processes_on_a_store_that_does_not_exist(tmp_path):
+def test_twenty_processes_on_a_store_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "CLOSE_TIMEOUT_S", 240.0)  # twenty processes share two cores here
     import mlflow  # noqa: F401 - imported once, before the children are forked
 
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=use_store, args=(tmp_path, i)) for i in range(20)]
+    processes = [context.Process(target=write_run, args=(tmp_path, i)) for i in range(20)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(240)
     assert [process.exitcode for process in processes] == [0] * 20
     uri = default_uri(tmp_path)
-    runs = mlflow_client(uri).search_runs([prepare_store(uri, "many")])
-    assert sorted(run.data.metrics["value"] for run in runs) == list(range(20))
+    runs = mlflow_client(uri).search_runs([prepare_store(uri, "test")])
+    assert len(runs) == 20
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for index in range(20):
+        for key in range(8):
+            assert history(uri, tmp_path / str(index), f"metric/{key}") == [(s, index * 1000 + s * 10 + key) for s in range(10)]
 
 
 def test_small_things():

@@ -16,13 +16,13 @@ until_true() {  # seconds, description, command
 }
 
 if [ "$action" = stop ]; then
-  for name in slurmd-n1 slurmd-n2 slurmd-n3 slurmd-n4 slurmctld slurmdbd mariadb munged; do
-    [ -s "$dir/$name.pid" ] || continue
-    pid=$(cat "$dir/$name.pid")
-    kill "$pid" 2>/dev/null || true
-    for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    kill -9 "$pid" 2>/dev/null || true
-    rm -f "$dir/$name.pid"
+  for group in "slurmd-n1 slurmd-n2 slurmd-n3 slurmd-n4 slurmctld" "slurmdbd" "mariadb munged"; do
+    pids=""
+    for name in $group; do [ ! -s "$dir/$name.pid" ] || pids="$pids $(cat "$dir/$name.pid")"; done
+    kill $pids 2>/dev/null || true
+    for _ in $(seq 30); do kill -0 $pids 2>/dev/null || break; sleep 0.1; done
+    kill -9 $pids 2>/dev/null || true
+    for name in $group; do rm -f "$dir/$name.pid"; done
   done
   exit 0
 fi
