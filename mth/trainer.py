@@ -14,7 +14,7 @@ from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
 from mth.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
 from mth.config import Collect, Config, PromptOrder, check_context
-from mth.errors import UserError
+from mth.errors import EngineError, UserError
 from mth.evaluation import evaluate, evaluate_base, is_right, mean
 from mth.files import write_json
 from mth.gradients import Collector
@@ -77,6 +77,7 @@ def train(
         prune_checkpoints(run_dir, config.checkpoints.keep)
 
     status, reason = "finished", past_collapse(tracker.journal, config)
+    updated = False  # the weights are ahead of `done`
     try:
         if done < 0:
             tracker.log(0, timed(lambda: evaluate_base(engine, script, eval_tasks, config, grid), "seconds/evaluation"))
@@ -89,7 +90,7 @@ def train(
                 status = "interrupted"
                 break
             clock = Clock(policy.model.device)
-            engine.sync(ticket.values.detach() if lagged is None else lagged)
+            sent = engine.sync(ticket.values.detach() if lagged is None else lagged)
             clock.lap("sync")
             episodes = prompts(task, config, step)
             seed = ("rollout", config.seed.train, step)
@@ -103,6 +104,7 @@ def train(
             batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device)
             lagged = None if lagged is None else ticket.values.detach().clone()
             observe = None if collector is None else partial(collector.add, step)
+            updated = True
             metrics = rollout_metrics(rollouts, rewards) | update(policy, ticket, optimizer, batches, config, base_values, observe)
             clock.lap("update")
 
@@ -115,11 +117,13 @@ def train(
                 clock.lap("evaluation")
             tokens = sum(rollout.completion_tokens for rollout in rollouts)
             training_seconds = clock.laps["sync"] + clock.laps["rollout"] + clock.laps["update"]
-            metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()}
+            metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()} | (
+                {"sync/bytes": float(sent)} if sent else {}
+            )
             metrics |= {"tokens_per_second": tokens / training_seconds, "peak_memory_bytes": float(peak_memory(policy.model.device))}
             tracker.log(step, metrics)
             progress.set_postfix(reward=f"{metrics['reward/mean']:.3f}", **eval_postfix(metrics))
-            done = step
+            done, updated = step, False
             if requests.save or (config.checkpoints.every and step % config.checkpoints.every == 0):
                 requests.save = False
                 save(step)
@@ -128,6 +132,8 @@ def train(
         save(done)
     except BaseException as error:
         status, reason = "failed", str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, EngineError) and done >= 0 and not updated:
+            save(done)
         raise
     finally:
         summary = summarize_run(tracker.journal, config, ticket, status, reason, optimizer)

@@ -21,7 +21,7 @@ LAYERS = [
     ["gradients"],
     ["analysis"],
     ["trainer"],
-    ["train", "evaluate", "export", "pretrain", "grid", "report"],
+    ["train", "evaluate", "export", "pretrain", "grid", "report", "serve"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from mth.errors import UserError
+
 
 @dataclass(frozen=True)
 class Request:
@@ -31,10 +33,19 @@ class RolloutEngine(Protocol):
         """One completion per request, in order. temperature 0 is greedy, its log-probabilities those at temperature 1."""
         ...
 
-    def sync(self, values: torch.Tensor) -> None:
-        """Generate from now on with these ticket values [K] at the active entries."""
+    def sync(self, values: torch.Tensor) -> int:
+        """Generate from now on with these ticket values [K] at the active entries; returns the bytes that had to be sent."""
         ...
 
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def check_fits(requests: Sequence[Request], max_tokens: int, context: int) -> None:
+    """Raise UserError, before anything is generated, when a prompt and its reply do not fit the context (tokens)."""
+    longest = max((len(request.prompt) for request in requests), default=0)
+    if longest + max_tokens > context:
+        raise UserError(
+            f"a prompt of {longest} tokens + max_tokens={max_tokens} exceeds the model's context of {context}; lower rollout.max_tokens or eval.max_tokens"
+        )

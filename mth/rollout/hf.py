@@ -9,9 +9,8 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from mth.config import RolloutConfig
-from mth.errors import UserError
 from mth.policy import Policy, model_parameters
-from mth.rollout.engine import Completion, Request
+from mth.rollout.engine import Completion, Request, check_fits
 from mth.seeds import uniforms
 from mth.tickets.ticket import Ticket
 
@@ -35,11 +34,12 @@ class HfEngine:
                 parameter.data = parameter.data.to(dtype)
         self.values = ticket.values.data
 
-    def sync(self, values: torch.Tensor) -> None:
-        """Use these ticket values [K]; a copy of the model gets them written at once."""
+    def sync(self, values: torch.Tensor) -> int:
+        """Use these ticket values [K]; a copy of the model gets them written at once. Nothing is sent anywhere."""
         self.values = values
         if not self.shared:
             self.ticket.write(values, into=model_parameters(self.model))
+        return 0
 
     def close(self) -> None:
         """Nothing to free: the model belongs to the policy."""
@@ -47,12 +47,7 @@ class HfEngine:
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
         """See RolloutEngine. Requests of similar length share a batch. Raises UserError when a prompt does not fit the context."""
-        limit = self.model.config.max_position_embeddings
-        longest = max((len(request.prompt) for request in requests), default=0)
-        if longest + max_tokens > limit:
-            raise UserError(
-                f"a prompt of {longest} tokens + max_tokens={max_tokens} exceeds the model's context of {limit}; lower rollout.max_tokens or eval.max_tokens"
-            )
+        check_fits(requests, max_tokens, self.model.config.max_position_embeddings)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
         live = self.ticket.values.data
