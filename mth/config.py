@@ -55,6 +55,14 @@ class ClipNorm(Enum):
     dense = "dense"
 
 
+class WeightGradient(Enum):
+    """How gradients of weights are made: only at the active entries, or whole, gathered and freed; auto takes the cheaper by layer."""
+
+    auto = "auto"
+    sampled = "sampled"
+    dense = "dense"
+
+
 class Advantage(Enum):
     """(R - mean) / std per group as the paper writes it, or R - mean as the published code ran."""
 
@@ -246,6 +254,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     clip_norm: ClipNorm = ClipNorm.masked
+    weight_gradient: WeightGradient = WeightGradient.auto
 
 
 @dataclass
@@ -501,6 +510,10 @@ def validate(config: Config) -> None:
         require(fine, f"{key}={number:g} must be a {'positive' if strict else 'non-negative'} number")
     for key, beta in (("optimizer.beta1", c.optimizer.beta1), ("optimizer.beta2", c.optimizer.beta2)):
         require(0 <= beta < 1, f"{key}={beta} must lie in [0, 1)")
+    require(
+        not (c.optimizer.clip_norm is ClipNorm.dense and c.optimizer.weight_gradient is WeightGradient.sampled),
+        "optimizer.clip_norm=dense needs whole gradients: leave optimizer.weight_gradient at auto",
+    )
     share = c.rollout.gpu_memory_utilization
     require(0 < share < 1, f"rollout.gpu_memory_utilization={share:g} must lie in (0, 1): the trainer needs the rest")
     require(re.match(r"https?://\w", c.rollout.url) is not None, f"rollout.url={c.rollout.url} must be like http://127.0.0.1:8711")

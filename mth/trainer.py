@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
+from mth.batches import collate, pair_cost
 from mth.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
 from mth.config import Collect, Config, PromptOrder, check_context
 from mth.errors import EngineError, UserError
@@ -26,9 +27,10 @@ from mth.seeds import derive_seed, permutation
 from mth.signals import Requests
 from mth.tasks import load_tasks
 from mth.tasks.base import Episode, Task
+from mth.tickets.sampled import choose_sampled
 from mth.tickets.ticket import Ticket
 from mth.tracking import MLFLOW_STATUS, Journal, Tracker, run_tags
-from mth.update import build_optimizer, collate, update
+from mth.update import build_optimizer, update
 
 
 def train(
@@ -47,11 +49,15 @@ def train(
     policy = load_policy(config.model)
     check_context(config, policy.model.config.max_position_embeddings)
     ticket = draw_ticket(policy, config)
+    ticket.sampled, unsampled = choose_sampled(policy.model, ticket, config.optimizer)
+    for line in unsampled:
+        tqdm.write(line)
     base_values = ticket.values.detach().clone() if config.algorithm.kl_coef > 0 else None
     optimizer = build_optimizer(ticket, config.optimizer, config.lr.value or 0.0)
     lagged = ticket.values.detach().clone() if config.algorithm.lag else None  # values before the last update: what a lagged engine uses
     engine = build_engine(policy, ticket, config.rollout)
     script = Script(policy.tokenizer)
+    sharing = pair_cost(policy.model)
 
     done = -1  # last step whose results are safe
     checkpoint, warnings = latest_checkpoint(run_dir)
@@ -101,7 +107,7 @@ def train(
 
             rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, config.rollout.group_size)
             advantages = group_advantages(rewards, config.algorithm.advantage)
-            batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device)
+            batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device, sharing)
             lagged = None if lagged is None else ticket.values.detach().clone()
             observe = None if collector is None else partial(collector.add, step)
             updated = True

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mth.algorithm.logprobs import completion_logprobs
+from mth.batches import collate
 from mth.config import Dtype, RolloutConfig
 from mth.errors import UserError
 from mth.policy import Policy, model_parameters
@@ -11,7 +12,6 @@ from mth.rollout.conversation import Script, play
 from mth.rollout.engine import Completion, Request
 from mth.rollout.hf import HfEngine, sample
 from mth.tasks.base import Episode, Task
-from mth.update import collate
 from tests.tickets.test_ticket import ticket_of
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mth.batches import collate, pair_cost
 from mth.checkpoint import checkpoint_path, checkpoints_of, load_checkpoint
 from mth.config import AlgorithmConfig
 from mth.errors import UserError
@@ -23,7 +24,7 @@ from mth.runs import claim, find_unfinished, lock
 from mth.tasks import load_tasks
 from mth.tracking import read_journal
 from mth.trainer import prompts, train
-from mth.update import build_optimizer, collate, update
+from mth.update import build_optimizer, update
 from tests.conftest import make_config
 
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
@@ -178,7 +179,7 @@ def played():
     return config, policy, ticket, rollouts, advantages
 
 
-def step_with(played, budget=16384, base_shift=None, **algorithm):
+def step_with(played, budget=16384, base_shift=None, cost=float("inf"), **algorithm):
     config, policy, ticket, rollouts, advantages = played
     config = dataclasses.replace(config, algorithm=AlgorithmConfig(**algorithm))
     start = ticket.values.detach().clone()
@@ -188,7 +189,7 @@ def step_with(played, budget=16384, base_shift=None, **algorithm):
             policy,
             ticket,
             build_optimizer(ticket, config.optimizer, 1e-3),
-            collate(rollouts, advantages, budget, policy.model.device),
+            collate(rollouts, advantages, budget, policy.model.device, cost),
             config,
             base,
         )
@@ -204,6 +205,20 @@ def test_micro_batches_equal_one_batch(played, budget):
     parts, gradient_parts, _ = step_with(played, budget)
     assert parts == pytest.approx(whole, rel=1e-3, abs=2e-6)
     torch.testing.assert_close(gradient_parts, gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [100, 16384])
+def test_shared_prompts_change_nothing(played, budget):
+    _, policy, _, rollouts, advantages = played
+    whole, gradient, _ = step_with(played)
+    cost = pair_cost(policy.model)
+    shared, shared_gradient, _ = step_with(played, budget, cost=cost)
+    assert shared == pytest.approx(whole, rel=1e-3, abs=2e-6)
+    torch.testing.assert_close(shared_gradient, gradient, rtol=1e-3, atol=1e-6)
+    tokens = [
+        sum(batch.ids.numel() for batch in collate(rollouts, advantages, budget, policy.model.device, c)) for c in (cost, float("inf"))
+    ]
+    assert tokens[0] < 0.7 * tokens[1]
 
 
 def test_activation_checkpointing_changes_nothing(played):

@@ -1,18 +1,54 @@
 """Log-probabilities of chosen tokens without a [tokens, vocabulary] tensor for the whole batch."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-CHUNK_ELEMENTS = 2**26  # logits held at a time: 256 MiB in fp32
+CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows that hold several sequences with a common beginning. positions [B, T]: of each token in its own sequence.
+
+    previous [B, T]: where in the row the token before it stands. attention [B, 1, T, T]: True where a token sees another.
+    """
+
+    positions: torch.Tensor
+    previous: torch.Tensor
+    attention: torch.Tensor
+
+
+class _Chosen(torch.autograd.Function):
+    """log softmax(logits)[targets] and entropy [N] of fp32 logits [N, V], which it overwrites: two [N, V] tensors live at the peak."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> Any:
+        logits.sub_(logits.amax(1, keepdim=True))
+        probabilities = logits.exp()
+        total = probabilities.sum(1, keepdim=True)
+        probabilities.div_(total)
+        normalizer = total.squeeze(1).log()
+        chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - normalizer
+        entropy = normalizer - torch.linalg.vecdot(probabilities, logits)
+        ctx.save_for_backward(probabilities, targets)
+        ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        probabilities, targets = ctx.saved_tensors
+        gradient = probabilities.mul_(-grads[0].unsqueeze(1))
+        return gradient.scatter_add_(1, targets.unsqueeze(1), grads[0].unsqueeze(1)), None
 
 
 def _chunk(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    logprobs = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+    logits = head(hidden).float()
+    return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets)
 
 
 def chosen_logprobs(
@@ -33,14 +69,21 @@ def chosen_logprobs(
 
 
 def completion_logprobs(
-    model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, temperature: float
+    model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, temperature: float, layout: Layout | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies [N] of the N tokens that `loss_mask` marks, row by row.
 
     ids [B, T], padded on the right; loss_mask [B, T], True at tokens the model sampled (never at position 0). Causal attention makes
-    padding on the right invisible to real tokens, so no attention mask is passed and the fast kernels apply.
+    padding on the right invisible to real tokens, so without a layout no attention mask is passed and the fast kernels apply.
     """
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, H]
-    wanted = loss_mask[:, 1:]
+    if layout is None:
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, H]
+        row, place = loss_mask.nonzero(as_tuple=True)
+        source = hidden[row, place - 1]
+    else:
+        hidden = model.base_model(
+            input_ids=ids, position_ids=layout.positions, attention_mask=layout.attention, use_cache=False
+        ).last_hidden_state
+        source = hidden[loss_mask.nonzero(as_tuple=True)[0], layout.previous[loss_mask]]
     head = model.get_output_embeddings()
-    return chosen_logprobs(head, hidden[wanted], ids[:, 1:][wanted], temperature, head.weight.shape[0])
+    return chosen_logprobs(head, source, ids[loss_mask], temperature, head.weight.shape[0])

@@ -16,7 +16,8 @@ class Ticket:
     parameters: name -> parameter of the model, tied ones once. indices: name -> sorted flat indices, or None for every entry.
     `values` is an nn.Parameter of length K for any torch.optim class; its gradient is gathered tensor by tensor during backward, so the
     dense gradient of the model never exists, and a tensor without active entries gets no gradient at all. Entries outside the ticket
-    cannot change: nothing ever writes to them. `base_sha256` names the model the ticket was drawn from, by its values at the active entries.
+    cannot change: nothing ever writes to them. `sampled` names the tensors whose gradient mth.tickets.sampled computes at the active entries
+    alone. `base_sha256` names the model the ticket was drawn from, by its values at the active entries.
 
     dense_norm keeps the dense gradients until `finish_gradient`, because the norm over the whole model needs them: it costs the memory
     of one full gradient in the model's dtype, and gradients of tensors with no active entry. Micro-batches then add up in that dtype, so in
@@ -30,6 +31,7 @@ class Ticket:
         self.mask_sha256 = mask_sha256(self.shapes, indices)
         self.indices = {name: None if index is None else torch.from_numpy(index).to(device) for name, index in indices.items()}
         self.dense_norm = dense_norm
+        self.sampled: frozenset[str] = frozenset()
         self.slices: dict[str, slice] = {}
         start = 0
         for name, index in self.indices.items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mth.algorithm.logprobs import completion_logprobs
+from mth.batches import collate
 from mth.config import ModelConfig
 from mth.errors import EngineError, UserError
 from mth.policy import load_policy
@@ -17,7 +18,6 @@ from mth.rollout.hf import HfEngine
 from mth.rollout.vllm import VllmEngine
 from mth.tasks import load_tasks
 from mth.trainer import prompts
-from mth.update import collate
 from tests.conftest import make_config
 from tests.tickets.test_ticket import ticket_of
 

@@ -1,0 +1,230 @@
+"""Weight gradients computed only at a ticket's active entries: the second door to the flat gradient, beside dense gradients gathered and freed.
+
+dL/dW of a linear layer is dY^T X; at the active entries it is one dot product over the tokens each (a sampled dense-dense product), which
+`torch.sparse.sampled_addmm` adds straight into the ticket's flat gradient. Cost and memory follow the number of active entries.
+"""
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from mth.config import ClipNorm, OptimizerConfig, WeightGradient
+from mth.tickets.ticket import Ticket
+
+TILE = 2**18  # fp32 numbers of a layer's input held transposed at a time: they stay in a core's second-level cache
+LEAST_TOKENS = 128  # below, the calls cost more than the products
+
+
+def worth_sampling(rows: int, columns: int, count: int) -> bool:
+    """Whether `count` entries of a [rows, columns] gradient cost less sampled than the whole gradient does: the rule of `auto` on a CPU.
+
+    Per token a dense gradient costs rows * columns multiply-adds at the speed of a matrix product. A sampled one costs count of them at
+    about a third of that speed, and both operands transposed, which takes as long as 32 multiply-adds a number. The two factors are
+    medians of benchmarks/weight_gradients.py; the choice depends on nothing but shapes, so that the same run has the same bits.
+    """
+    return 3 * count + 32 * (rows + columns) < rows * columns
+
+
+def choose_sampled(model: nn.Module, ticket: Ticket, config: OptimizerConfig) -> tuple[frozenset[str], list[str]]:
+    """Names of the tensors whose gradient is to be sampled, and one line for each that was wished for and cannot.
+
+    Only tensors that nothing but nn.Linear and nn.Embedding modules use qualify, with fewer entries active than all of them. `auto` takes
+    those that `worth_sampling` names, on a GPU none. Clipping by the dense norm needs dense gradients.
+    """
+    how = config.weight_gradient
+    by_device = how is WeightGradient.auto and ticket.values.device.type != "cpu"
+    if how is WeightGradient.dense or by_device or config.clip_norm is ClipNorm.dense:
+        return frozenset(), []
+    users, foreign = users_of(model, ticket), foreign_uses(model, ticket)
+    chosen, lines = set(), []
+    for name, index in ticket.indices.items():
+        if index is None or not index.numel() or len(ticket.shapes[name]) < 2:
+            continue
+        if name in foreign or name not in users:
+            lines.append(f"{name}: dense weight gradient, because it is used by {foreign.get(name, 'a module that is no plain nn.Linear')}")
+        elif how is WeightGradient.sampled or worth_sampling(ticket.shapes[name][0], ticket.shapes[name][1], index.numel()):
+            chosen.add(name)
+    return frozenset(chosen), lines
+
+
+def users_of(model: nn.Module, ticket: Ticket) -> dict[str, list[nn.Module]]:
+    """The plain linear and embedding modules of each tensor: two where embedding and LM head are tied."""
+    names = {id(parameter): name for name, parameter in ticket.parameters.items()}
+    users: dict[str, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        name = names.get(id(getattr(module, "weight", None)))
+        if name is not None and is_plain(module):
+            users[name].append(module)
+    return users
+
+
+def is_plain(module: nn.Module) -> bool:
+    """A linear or embedding module that computes what torch's own class does."""
+    if isinstance(module, nn.Embedding):
+        special = module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+        return type(module).forward is nn.Embedding.forward and not special
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+class _Uses(TorchFunctionMode):
+    """Counts which functions are called with which tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, Counter[str]] = defaultdict(Counter)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, nn.Parameter):
+                self.calls[id(value)][getattr(func, "__name__", str(func))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def foreign_uses(model: nn.Module, ticket: Ticket) -> dict[str, str]:
+    """Tensors that a forward pass of two tokens uses otherwise than through their plain modules, with the function that does.
+
+    Their gradient would miss something if it were sampled. A module that calls torch.nn.functional.linear with another module's weight is found by the count.
+    """
+    ran: Counter[int] = Counter()
+    hooks = [
+        module.register_forward_hook(lambda module, *_: ran.update([id(module)]))
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    ]
+    try:
+        with _Uses() as uses:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=ticket.values.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    users = users_of(model, ticket)
+    found = {}
+    for name, parameter in ticket.parameters.items():
+        calls = Counter(
+            {key: n for key, n in uses.calls[id(parameter)].items() if key in ("linear", "embedding") or not key.startswith("__")}
+        )
+        expected = Counter(
+            {
+                kind: sum(ran[id(module)] for module in users.get(name, []) if isinstance(module, of))
+                for kind, of in (("linear", nn.Linear), ("embedding", nn.Embedding))
+            }
+        )
+        others = calls - expected
+        if others:
+            found[name] = f"torch function {next(iter(others))}"
+    return found
+
+
+@contextmanager
+def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
+    """Within, backward adds the gradients of the tensors in `ticket.sampled` to the flat gradient directly; the others take the dense door.
+
+    The modules are changed for the time of the context only: outside of it, and in copies, they are torch's own. Beside the ticket it holds
+    4 bytes per active entry and 4 per row of these tensors. Works with gradient accumulation and with activation checkpointing (backward
+    has to run within).
+    """
+    users = users_of(model, ticket)
+    anchor = torch.zeros((), requires_grad=True)  # makes autograd call backward where no input needs a gradient
+    changed: list[nn.Module] = []
+    try:
+        for name in ticket.sampled:
+            weight, pattern = ticket.parameters[name], gradient_pattern(ticket, name)
+            weight.requires_grad_(False)
+            for module in users[name]:
+                kind: Any = _embedding if isinstance(module, nn.Embedding) else _linear
+                module.forward = partial(kind, module, pattern, anchor)
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+        for name in ticket.sampled:
+            ticket.parameters[name].requires_grad_(True)
+
+
+def gradient_pattern(ticket: Ticket, name: str) -> torch.Tensor:
+    """The active entries of a tensor as a sparse CSR matrix whose values ARE its piece of the ticket's flat gradient (shared memory)."""
+    assert ticket.values.grad is not None
+    index = ticket.indices[name]
+    assert index is not None
+    rows, columns = ticket.shapes[name]
+    edges = torch.arange(rows + 1, dtype=torch.int64, device=index.device) * columns
+    starts = torch.searchsorted(index, edges.to(index.dtype) if rows * columns < 2**31 else edges, out_int32=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            starts, (index % columns).int(), ticket.values.grad[ticket.slices[name]], (rows, columns), check_invariants=False
+        )
+
+
+def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return _SampledLinear.apply(x, module.weight, module.bias, pattern, anchor)
+
+
+def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return _SampledEmbedding.apply(ids, module.weight, module.padding_idx, pattern, anchor)
+
+
+class _SampledLinear(torch.autograd.Function):
+    """y = x W^T + b; backward adds dL/dW at the active entries to the pattern's values and returns no gradient for W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pattern: torch.Tensor, anchor: torch.Tensor
+    ) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.pattern = pattern
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        dy = grads[0].reshape(-1, weight.shape[0])  # [T, out]
+        add_product(ctx.pattern, dy, x.reshape(-1, weight.shape[1]))
+        dx = (dy @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        db = dy.sum(0) if ctx.needs_input_grad[2] else None
+        return dx, None, db, None, None
+
+
+def add_product(pattern: torch.Tensor, dy: torch.Tensor, x: torch.Tensor) -> None:
+    """pattern.values += (dy^T x) at the pattern's entries; dy [T, out], x [T, in] of any dtype, sums in fp32.
+
+    On a CPU in tiles of tokens: both operands are transposed on the way, and a tile that stays in the cache makes that cheap.
+    """
+    tokens = max(LEAST_TOKENS, TILE // x.shape[1]) if x.device.type == "cpu" else len(x)
+    for left, right in zip(dy.split(tokens), x.split(tokens), strict=True):
+        torch.sparse.sampled_addmm(pattern, left.float().t(), right.float(), beta=1.0, out=pattern)
+
+
+class _SampledEmbedding(torch.autograd.Function):
+    """Rows of W by id; backward adds dL/dW at the active entries of the rows that occur, and returns no gradient for W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ids: torch.Tensor, weight: torch.Tensor, padding_idx: int | None, pattern: torch.Tensor, anchor: torch.Tensor
+    ) -> Any:
+        ctx.ids, ctx.padding_idx, ctx.pattern = ids, padding_idx, pattern
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        dy = grads[0].reshape(-1, grads[0].shape[-1]).float()
+        used, place = ctx.ids.reshape(-1).unique(return_inverse=True)
+        rows = dy.new_zeros(used.numel(), dy.shape[1]).index_add_(0, place, dy)  # summed gradient of each row that occurs
+        if ctx.padding_idx is not None:
+            rows[used == ctx.padding_idx] = 0
+        starts = ctx.pattern.crow_indices()
+        first, counts = starts[used], starts[used + 1] - starts[used]
+        row = torch.arange(used.numel(), device=used.device).repeat_interleave(counts)
+        entry = torch.arange(row.numel(), device=used.device) + (first - counts.cumsum(0) + counts)[row]
+        ctx.pattern.values()[entry] += rows[row, ctx.pattern.col_indices()[entry]]
+        return None, None, None, None, None
