@@ -1,0 +1,79 @@
+"""Seconds and memory of one optimizer step: mth against what a user would pick instead, side by side.
+
+python benchmarks/steps.py [--model 0.5b-8] [--tokens 512 2048] [--sparsity 99 99.9 99.99] [--rounds 7]
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from interleave import RESULTS, measure, report, summarize
+
+HERE = Path(__file__).parent
+LABELS = {
+    "floor": "floor: forward, backward to the inputs, no weight gradient",
+    "ticket": "mth",
+    "ticket-dense": "mth, dense weight gradients",
+    "lora": "LoRA (peft)",
+    "shira": "SHiRA, random mask (peft)",
+    "paper": "paper: dense gradients, sparse AdamW, int64",
+    "masked": "mask times gradient, full AdamW",
+    "full": "full AdamW, fused",
+}
+BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira", "paper", "masked")  # the others do not depend on it
+EXPLANATION = """Every method is a process of its own; they take one step each in turn. A ratio is the median over rounds of a step's time against
+the floor's step of the same round. Memory is the peak of the process above the loaded model. LoRA and SHiRA adapt the linear layers, with
+as many trainable parameters as the ticket; SHiRA and LoRA leave embedding, biases and norms alone."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="0.5b-8", help="0.5b-8 (148 M parameters of the 0.5B shape), 0.5b or 1.5b")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--sparsity", nargs="+", default=["99", "99.9", "99.99"])
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    tables = {}
+    for tokens in arguments.tokens:
+        for percent in arguments.sparsity:
+            programs = {
+                LABELS[method]: [str(HERE / "methods.py"), method, arguments.model, percent, str(tokens)]
+                for method in LABELS
+                if method in BY_SPARSITY or percent == arguments.sparsity[0] or method == "floor"
+            }
+            measured = measure(programs, arguments.rounds)
+            table = summarize(measured, LABELS["floor"]).rename(columns={f"times {LABELS['floor']}": "times floor"})
+            tables[f"{tokens} tokens, {percent} % sparsity"] = table
+    name = f"steps-{arguments.model}"
+    report(name, f"One optimizer step, {arguments.model}", tables, EXPLANATION)
+    draw(tables, RESULTS / f"{name}.png")
+
+
+def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Time against memory, one panel per setting."""
+    columns = 3
+    figure, axes = plt.subplots(
+        -(-len(tables) // columns), columns, figsize=(13, 4 * -(-len(tables) // columns)), layout="constrained", squeeze=False
+    )
+    colors = ["#000000", "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999"]
+    shapes = "*osD^vPX"
+    style = dict(zip(LABELS.values(), zip(colors, shapes, strict=True), strict=True))
+    for panel, (heading, table) in zip(axes.flat, tables.items(), strict=False):
+        for row in table.to_dict("records"):
+            color, shape = style[row["method"]]
+            panel.scatter(row["times floor"], row["MiB above the model"], color=color, marker=shape, s=70, label=row["method"])
+        panel.set(title=heading, xlabel="seconds a step, times the floor", ylabel="peak MiB above the model", ylim=(0, None))
+        panel.grid(alpha=0.3)
+    for panel in list(axes.flat)[len(tables) :]:
+        panel.axis("off")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The two factors of the rule by which optimizer.weight_gradient=auto decides on a CPU (mth.tickets.sampled.worth_sampling).
+
+python benchmarks/weight_gradients.py
+
+Times the dense weight gradient of one layer and the sampled one at two densities, interleaved, and gives in multiply-adds of the dense
+product: what an active entry costs a token, and what a number of the transposed operands costs. The last columns compare rule and clock.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from interleave import report
+from torch import nn
+
+from mth.tickets.sampled import add_product, gradient_pattern, worth_sampling
+from mth.tickets.sampling import sample_without_replacement, tensor_stream
+from mth.tickets.ticket import Ticket
+
+# rows, columns, tokens: Qwen2.5-1.5B, Qwen2.5-0.5B, the embedded model
+SHAPES = [(8960, 1536, 2048), (4864, 896, 512), (4864, 896, 2048), (896, 4864, 2048), (896, 896, 2048), (128, 896, 2048)]
+SHAPES += [(512, 192, 8192), (192, 512, 8192), (192, 192, 8192), (64, 192, 8192)]
+ROUNDS = 7
+
+
+def clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def pattern(rows: int, columns: int, percent: float) -> torch.Tensor:
+    weight = nn.Parameter(torch.zeros(rows, columns))
+    index = sample_without_replacement(tensor_stream(0, "w"), rows * columns, int(rows * columns * (1 - percent / 100)))
+    return gradient_pattern(Ticket({"w": weight}, {"w": index}), "w")
+
+
+def main() -> None:
+    lines = []
+    for rows, columns, tokens in SHAPES:
+        dy, x = torch.randn(tokens, rows), torch.randn(tokens, columns)
+        patterns = {percent: pattern(rows, columns, percent) for percent in (99, 99.9)}
+        calls: dict[str, Callable[[], object]] = {"dense": lambda dy=dy, x=x: dy.t() @ x}
+        calls |= {f"{p:g} %": lambda made=made, dy=dy, x=x: add_product(made, dy, x) for p, made in patterns.items()}
+        times = {key: [clock(call) for _ in range(1)] for key, call in calls.items()}
+        times = {key: [] for key in times}
+        for _ in range(ROUNDS):
+            for key, call in calls.items():
+                times[key].append(clock(call))
+        dense, many, few = (statistics.median(values) for values in times.values())
+        unit = dense / (rows * columns * tokens)  # seconds of one multiply-add of the dense product
+        counts = [made.values().numel() for made in patterns.values()]
+        entry = (many - few) / (counts[0] - counts[1]) / tokens / unit
+        number = (few / tokens / unit - entry * counts[1]) / (rows + columns)
+        lines.append(
+            {
+                "shape": f"{rows} x {columns}",
+                "tokens": tokens,
+                "dense ms": f"{1000 * dense:.3g}",
+                "99 % ms": f"{1000 * many:.3g}",
+                "99.9 % ms": f"{1000 * few:.3g}",
+                "an entry": f"{entry:.1f}",
+                "a number transposed": f"{number:.0f}",
+                "rule at 99 %": "sampled" if worth_sampling(rows, columns, counts[0]) else "dense",
+                "clock at 99 %": "sampled" if many < dense else "dense",
+            }
+        )
+    report(
+        "weight_gradients",
+        "Weight gradient of one layer, dense and sampled",
+        {"": pd.DataFrame(lines)},
+        "Medians of interleaved calls, fp32.",
+    )
+
+
+if __name__ == "__main__":
+    main()
