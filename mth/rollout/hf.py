@@ -11,10 +11,12 @@ from transformers import DynamicCache, PreTrainedModel
 from mth.config import RolloutConfig
 from mth.policy import Policy, model_parameters
 from mth.rollout.engine import Completion, Request, check_fits
+from mth.rollout.kv import GrowingLayer, growing_cache
 from mth.seeds import uniforms
 from mth.tickets.ticket import Ticket
 
 SHRINK = 0.75  # finished sequences leave the batch once fewer than this share of its rows are still running
+LOOK = 8  # tokens between two looks at what has finished where looking means waiting for the device
 
 
 class HfEngine:
@@ -68,65 +70,86 @@ class HfEngine:
 
 
 def decode(model: PreTrainedModel, requests: Sequence[Request], max_tokens: int, temperature: float, policy: Policy) -> list[Completion]:
-    """Generate for one batch. Equal prompts (a group's) are read once and their cache rows repeated."""
+    """Generate for one batch. Rows that reached a stop token go on, unread, until the batch is next made smaller."""
     device = model.device
     prompts: dict[tuple[int, ...], int] = {}
     row_of = [prompts.setdefault(tuple(request.prompt), len(prompts)) for request in requests]
-    width = max(map(len, prompts))
-    pad = next(iter(policy.stop_ids))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = DynamicCache(config=model.config)
-    padded = width != min(map(len, prompts))
-    hidden = forward(model, ids, real if padded else None, (real.cumsum(1) - 1).clamp(min=0), cache)
-
-    repeat = torch.tensor(row_of, device=device)
-    hidden = hidden[repeat]
+    cache = growing_cache(model.config)
+    hidden, real = read(model, list(prompts), cache, next(iter(policy.stop_ids)))
     if len(prompts) < len(requests):
+        repeat = torch.tensor(row_of, device=device)
+        hidden, real = hidden[repeat], real[repeat]
         cache.batch_select_indices(repeat)
-    mask = torch.cat([real[repeat], torch.ones(len(requests), max_tokens, dtype=real.dtype, device=device)], 1) if padded else None
-    lengths = real.sum(1)[repeat]
+
+    length = real.sum(1)  # of each row's prompt, which the next token's position follows from
+    width = real.shape[1]
+    padded = any(len(prompt) != width for prompt in prompts)
+    plain = takes_mask(model, cache)
+    mask = torch.cat([real, real.new_ones(len(requests), max_tokens)], 1)
     noise = torch.from_numpy(np.stack([uniforms(request.seed, max_tokens) for request in requests])).to(device)
     stops = torch.tensor(sorted(policy.stop_ids), device=device)
-
-    tokens = torch.zeros(len(requests), max_tokens, dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(requests), max_tokens, device=device)
-    counts = torch.full((len(requests),), max_tokens, device=device)
-    stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
     rows = torch.arange(len(requests), device=device)  # the request behind each row of the batch
+    done = torch.zeros_like(rows, dtype=torch.bool)
+    tokens = torch.zeros(max_tokens, len(requests), dtype=torch.long, device=device)
+    logprobs = torch.zeros(max_tokens, len(requests), device=device)
     for position in range(max_tokens):
-        token, logprob = sample(model.get_output_embeddings()(hidden), noise[rows, position], temperature)
-        running = ~stopped[rows]
-        tokens[rows[running], position] = token[running]
-        logprobs[rows[running], position] = logprob[running]
-        ended = running & torch.isin(token, stops)
-        stopped[rows[ended]] = True
-        counts[rows[ended]] = position + 1
-        keep = (running & ~ended).nonzero().squeeze(1)
-        if keep.numel() == 0 or position + 1 == max_tokens:
+        token, logprob = sample(model.get_output_embeddings()(hidden), noise[:, position], temperature)
+        tokens[position, rows], logprobs[position, rows] = token, logprob
+        done |= torch.isin(token, stops)
+        if position + 1 == max_tokens:
             break
-        if keep.numel() < SHRINK * rows.numel():
-            rows, token = rows[keep], token[keep]
-            cache.batch_select_indices(keep)
-        step_mask = None if mask is None else mask[rows, : width + position + 1]
-        hidden = forward(model, token.unsqueeze(1), step_mask, (lengths[rows] + position).unsqueeze(1), cache)
+        if device.type == "cpu" or position % LOOK == LOOK - 1:
+            keep = (~done).nonzero().squeeze(1)
+            if keep.numel() == 0:
+                break
+            if keep.numel() < SHRINK * rows.numel():
+                token, rows, done, length, mask, noise = (t[keep] for t in (token, rows, done, length, mask, noise))
+                cache.batch_select_indices(keep)
+        seen = mask[:, : width + position + 1] if padded else None
+        if plain and seen is not None:
+            seen = seen[:, None, None].bool()
+        hidden = forward(model, token.unsqueeze(1), seen, (length + position).unsqueeze(1), cache)
+    return completions(tokens.T, logprobs.T, stops)
+
+
+def completions(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tensor) -> list[Completion]:
+    """Cut tokens [B, T] and their log-probabilities behind each row's first stop token."""
+    ends = torch.isin(tokens, stops)
+    stopped = ends.any(1)
+    counts = torch.where(stopped, ends.int().argmax(1) + 1, tokens.shape[1])
     return [
         Completion(t[:n], p[:n], s)
         for t, p, n, s in zip(tokens.tolist(), logprobs.tolist(), counts.tolist(), stopped.tolist(), strict=True)
     ]
 
 
+def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: DynamicCache, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill the empty cache with these prompts, padded on the left; last hidden states [P, H] and the mask [P, T] of real tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    padded = width != min(map(len, prompts))
+    return forward(model, ids, real if padded else None, (real.cumsum(1) - 1).clamp(min=0), cache), real
+
+
+def takes_mask(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether one prepared mask [B, 1, 1, T] serves all layers, so that the model need not build its own for every token."""
+    same = all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+    return same and model._supports_attention_backend and model.config._attn_implementation == "sdpa"
+
+
 def forward(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
 ) -> torch.Tensor:
-    """Hidden states [B, H] of the last position; ids [B, T], mask [B, past + T] of real tokens or None, positions [B, T]."""
+    """Hidden states [B, H] of the last position; ids [B, T], mask of real tokens [B, past + T] or [B, 1, 1, past + T] or None, positions [B, T]."""
     output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return output.last_hidden_state[:, -1]
 
 
 def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B] and their log-probabilities [B] from logits [B, V], by inverting the distribution function at `noise` [B] in [0, 1)."""
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    logits = logits.float()
+    logprobs = torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
     if temperature == 0:
         token = logprobs.argmax(-1)
     else:
