@@ -1,22 +1,26 @@
 """The `hf` engine: generation with the trainer's own transformers model, batched, with a key-value cache."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch.nn.functional import pad as pad_left
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from mth.config import RolloutConfig
 from mth.policy import Policy, model_parameters
 from mth.rollout.engine import Completion, Request, check_fits
-from mth.rollout.kv import GrowingLayer, growing_cache
+from mth.rollout.kv import GROUPED, drop, fork, grouped_heads, growing_cache, is_plain, join
 from mth.seeds import uniforms
 from mth.tickets.ticket import Ticket
 
-SHRINK = 0.75  # finished sequences leave the batch once fewer than this share of its rows are still running
+SHRINK = 0.9  # finished sequences leave the batch once fewer than this share of its rows are still running
 LOOK = 8  # tokens between two looks at what has finished where looking means waiting for the device
+READ_CPU, READ = 2048, 32768  # prompt tokens read at a time
+WORTH = 0.85  # prompts are read in two pieces when that leaves at most this share of the tokens
 
 
 class HfEngine:
@@ -60,7 +64,8 @@ class HfEngine:
             batches = range(0, len(order), self.batch_size)
             for start in tqdm(batches, desc="generate", unit="batch", leave=False, disable=len(batches) < 2):
                 chosen = order[start : start + self.batch_size]
-                batch = decode(self.model, [requests[i] for i in chosen], max_tokens, temperature, self.policy)
+                with grouped_heads(self.model):
+                    batch = decode(self.model, [requests[i] for i in chosen], max_tokens, temperature, self.policy)
                 for index, completion in zip(chosen, batch, strict=True):
                     results[index] = completion
         finally:
@@ -72,20 +77,19 @@ class HfEngine:
 def decode(model: PreTrainedModel, requests: Sequence[Request], max_tokens: int, temperature: float, policy: Policy) -> list[Completion]:
     """Generate for one batch. Rows that reached a stop token go on, unread, until the batch is next made smaller."""
     device = model.device
-    prompts: dict[tuple[int, ...], int] = {}
-    row_of = [prompts.setdefault(tuple(request.prompt), len(prompts)) for request in requests]
-    cache = growing_cache(model.config)
-    hidden, real = read(model, list(prompts), cache, next(iter(policy.stop_ids)))
-    if len(prompts) < len(requests):
-        repeat = torch.tensor(row_of, device=device)
-        hidden, real = hidden[repeat], real[repeat]
-        cache.batch_select_indices(repeat)
+    prompts = sorted({tuple(request.prompt) for request in requests}, key=lambda prompt: (len(prompt), prompt))
+    cache, hidden, real = read(model, prompts, next(iter(policy.stop_ids)))
+    place = {prompt: row for row, prompt in enumerate(prompts)}
+    repeat = torch.tensor([place[tuple(request.prompt)] for request in requests], device=device)
+    hidden, real = hidden[repeat], real[repeat]
+    cache.batch_select_indices(repeat)
 
     length = real.sum(1)  # of each row's prompt, which the next token's position follows from
     width = real.shape[1]
-    padded = any(len(prompt) != width for prompt in prompts)
-    plain = takes_mask(model, cache)
+    padded = not real.all()
     mask = torch.cat([real, real.new_ones(len(requests), max_tokens)], 1)
+    if is_plain(cache) and model._supports_attention_backend and model.config._attn_implementation in ("sdpa", GROUPED):
+        mask = mask[:, None, None].bool()  # as the layers take it, so that the model need not make one for every token
     noise = torch.from_numpy(np.stack([uniforms(request.seed, max_tokens) for request in requests])).to(device)
     stops = torch.tensor(sorted(policy.stop_ids), device=device)
     rows = torch.arange(len(requests), device=device)  # the request behind each row of the batch
@@ -103,11 +107,9 @@ def decode(model: PreTrainedModel, requests: Sequence[Request], max_tokens: int,
             if keep.numel() == 0:
                 break
             if keep.numel() < SHRINK * rows.numel():
-                token, rows, done, length, mask, noise = (t[keep] for t in (token, rows, done, length, mask, noise))
-                cache.batch_select_indices(keep)
-        seen = mask[:, : width + position + 1] if padded else None
-        if plain and seen is not None:
-            seen = seen[:, None, None].bool()
+                order = drop(cache, done, keep)
+                token, rows, done, length, mask, noise = (t[order] for t in (token, rows, done, length, mask, noise))
+        seen = mask[..., : width + position + 1] if padded else None
         hidden = forward(model, token.unsqueeze(1), seen, (length + position).unsqueeze(1), cache)
     return completions(tokens.T, logprobs.T, stops)
 
@@ -123,19 +125,58 @@ def completions(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tenso
     ]
 
 
-def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: DynamicCache, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill the empty cache with these prompts, padded on the left; last hidden states [P, H] and the mask [P, T] of real tokens."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    padded = width != min(map(len, prompts))
-    return forward(model, ids, real if padded else None, (real.cumsum(1) - 1).clamp(min=0), cache), real
+def read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Read distinct prompts, sorted by length; their cache, last hidden states [P, H] and the mask [P, T] of real tokens.
+
+    What many begin with is read once. The rest is read some rows at a time, so that short prompts are not padded to the longest and
+    intermediate results stay in the processor's cache. Prompts end together; padding is before them or behind what they share.
+    """
+    device, empty = model.device, growing_cache(model.config)
+    common = shared_length(prompts) if is_plain(empty) else 0
+    limit = (READ_CPU if device.type == "cpu" else READ) if is_plain(empty) else None
+    heads = {prompt[:common]: None for prompt in prompts}
+    row_of = {head: row for row, head in enumerate(heads)}
+    if common:
+        forward(model, torch.tensor(list(heads), device=device), None, torch.arange(common, device=device).expand(len(heads), -1), empty)
+    caches, hiddens, masks = [], [], []
+    for part in parts(prompts, common, limit):
+        width = len(part[-1]) - common
+        ids = torch.tensor([[pad] * (width + common - len(p)) + list(p[common:]) for p in part], device=device)
+        real = torch.tensor([[0] * (width + common - len(p)) + [1] * (len(p) - common) for p in part], device=device)
+        mask = torch.cat([real.new_ones(len(part), common), real], 1)
+        cache = fork(empty, torch.tensor([row_of[p[:common]] for p in part], device=device)) if common else growing_cache(model.config)
+        positions = common + (real.cumsum(1) - 1).clamp(min=0)
+        hiddens.append(forward(model, ids, mask if len(part[0]) < len(part[-1]) else None, positions, cache))
+        caches.append(cache)
+        masks.append(mask)
+    width = len(prompts[-1])
+    return join(caches), torch.cat(hiddens), torch.cat([pad_left(mask, (width - mask.shape[1], 0)) for mask in masks])
 
 
-def takes_mask(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Whether one prepared mask [B, 1, 1, T] serves all layers, so that the model need not build its own for every token."""
-    same = all(isinstance(layer, GrowingLayer) for layer in cache.layers)
-    return same and model._supports_attention_backend and model.config._attn_implementation == "sdpa"
+def shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens to read once per distinct beginning so that the fewest tokens are read in all; 0 where that saves little."""
+    ordered = sorted(prompts)
+    alike = np.array([agreement(a, b) for a, b in pairwise(ordered)], dtype=int)
+    lengths = np.arange(min(map(len, prompts)))
+    distinct = 1 + np.searchsorted(np.sort(alike), lengths)
+    tokens = distinct * lengths + sum(map(len, prompts)) - len(prompts) * lengths
+    best = int(tokens.argmin())
+    return best if tokens[best] < WORTH * tokens[0] else 0
+
+
+def agreement(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+def parts(prompts: Sequence[tuple[int, ...]], common: int, limit: int | None) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Prompts, sorted by length, in pieces of at most `limit` tokens behind the first `common`, at least one prompt each."""
+    start = 0
+    for end, prompt in enumerate(prompts):
+        if limit is not None and end > start and (end + 1 - start) * (len(prompt) - common) > limit:
+            yield prompts[start:end]
+            start = end
+    yield prompts[start:]
 
 
 def forward(
