@@ -1,7 +1,10 @@
 """The hf engine and conversations: exact log-probabilities, seeds that survive batching, only sampled tokens in the loss."""
 
+from unittest import mock
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
 from mth.algorithm.logprobs import completion_logprobs
 from mth.batches import collate
@@ -10,7 +13,8 @@ from mth.errors import UserError
 from mth.policy import Policy, model_parameters
 from mth.rollout.conversation import Script, play
 from mth.rollout.engine import Completion, Request
-from mth.rollout.hf import HfEngine, sample
+from mth.rollout.hf import HfEngine, parts, sample, shared_length
+from mth.rollout.kv import GrowingLayer, drop, fork, growing_cache, join
 from mth.tasks.base import Episode, Task
 from tests.tickets.test_ticket import ticket_of
 
@@ -61,6 +65,86 @@ def test_greedy_agrees_with_transformers_generate(small_policy):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=stops, pad_token_id=stops[0]
         )
         assert ours.ids == theirs[0, ids.shape[1] :].tolist()
+
+
+def small(config_class, **shape):
+    """A random causal model of another architecture, large enough in its weights that its choices differ."""
+    torch.manual_seed(1)
+    config = config_class(
+        vocab_size=1200, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **shape
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+ARCHITECTURES = [
+    (Qwen2Config, {}),  # what the paper trains
+    (LlamaConfig, {}),
+    (Gemma2Config, {"head_dim": 16, "sliding_window": 8}),  # sliding and full layers by turns; runs eager attention
+    (Qwen2Config, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("family", "shape"), ARCHITECTURES, ids=["qwen2", "llama", "gemma2", "qwen2-sliding"])
+def test_any_architecture_generates_what_its_own_forward_says(tokenizer, family, shape):
+    """Padding, shared beginnings, pieces, rows that leave and a cache that grows: token by token against a forward without any of it."""
+    policy = Policy(small(family, **shape), tokenizer, frozenset(range(60)))
+    base = torch.randint(60, 1200, (5, 40), generator=torch.Generator().manual_seed(2)).tolist()
+    asked = [Request(base[i % 5][: 20 + 4 * (i % 4)] + [100 + i % 7] * (1 + i % 3), 50 + i) for i in range(40)]
+    with mock.patch("mth.rollout.hf.READ_CPU", 60):
+        got = engine_of(policy).generate(asked, 48, 1.0)
+    assert len({len(c.ids) for c in got}) > 5
+    for request, completion in zip(asked, got, strict=True):
+        ids = torch.tensor([[*request.prompt, *completion.ids]])
+        with torch.no_grad():
+            logits = policy.model(ids, use_cache=False).logits[0, len(request.prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.ids).unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-4)
+
+
+def test_the_model_is_left_as_it_was(small_policy):
+    before = small_policy.model.config._attn_implementation
+    engine_of(small_policy).generate(requests(2), 3, 1.0)
+    assert small_policy.model.config._attn_implementation == before == "sdpa"
+
+
+def test_shared_length_reads_the_fewest_tokens():
+    group = [(1, 2, 3, 4, 5, 6, 7, 8, n, n) for n in range(4)]
+    assert shared_length(group) == 8
+    other = [(1, 9, 9, 9, 9, 9, 9, 9, n, n) for n in range(4)]
+    assert shared_length(group + other) == 8  # two beginnings of eight, not one of one
+    assert shared_length([(1, 2, 3), (4, 5, 6)]) == shared_length([(1, 2, 3)]) == shared_length([(5,), (5, 6)]) == 0
+
+
+def test_parts_hold_at_most_the_limit_and_every_prompt_once():
+    prompts = [(7,) * n for n in (3, 3, 4, 6, 9, 30)]
+    pieces = list(parts(prompts, 1, 12))
+    assert [p for piece in pieces for p in piece] == prompts
+    assert [len(piece) for piece in pieces] == [3, 1, 1, 1]
+    assert list(parts(prompts, 1, None)) == [prompts]
+
+
+def test_cache_grows_joins_and_drops_rows_like_plain_tensors():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(6, 2, 90, 4, generator=generator)
+    layer = GrowingLayer()
+    for i in range(40):
+        got, _ = layer.update(keys[:, :, i : i + 1], -keys[:, :, i : i + 1])
+    assert torch.equal(got, keys[:, :, :40])
+    cache = growing_cache(Qwen2Config(num_hidden_layers=1))
+    cache.layers = [layer]
+    done = torch.tensor([True, False, False, True, False, False])
+    order = drop(cache, done, (~done).nonzero().squeeze(1))
+    assert sorted(order.tolist()) == [1, 2, 4, 5]
+    got, negative = layer.update(keys[order][:, :, 40:], -keys[order][:, :, 40:])
+    assert torch.equal(got, keys[order])
+    assert torch.equal(negative, -got)
+    other = fork(cache, torch.tensor([1, 1]))
+    other.layers[0].update(keys[:2, :, :3], keys[:2, :, :3])
+    both, _ = join([cache, other]).layers[0].update(keys[:, :, :1], keys[:, :, :1])
+    assert both.shape == (6, 2, 94, 4)
+    assert torch.equal(both[:4, :, 3:93], keys[order])
+    assert (both[:4, :, :3] == 0).all()
+    assert torch.equal(both[4, :, :90], keys[order[1]])
 
 
 def test_replies_end_at_a_stop_token(small_model, tokenizer):

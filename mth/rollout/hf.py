@@ -1,20 +1,26 @@
 """The `hf` engine: generation with the trainer's own transformers model, batched, with a key-value cache."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch.nn.functional import pad as pad_left
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from mth.config import RolloutConfig
 from mth.policy import Policy, model_parameters
 from mth.rollout.engine import Completion, Request, check_fits
+from mth.rollout.kv import GROUPED, drop, fork, grouped_heads, growing_cache, is_plain, join
 from mth.seeds import uniforms
 from mth.tickets.ticket import Ticket
 
-SHRINK = 0.75  # finished sequences leave the batch once fewer than this share of its rows are still running
+SHRINK = 0.9  # finished sequences leave the batch once fewer than this share of its rows are still running
+LOOK = 8  # tokens between two looks at what has finished where looking means waiting for the device
+READ_CPU, READ = 2048, 32768  # prompt tokens read at a time
+WORTH = 0.85  # prompts are read in two pieces when that leaves at most this share of the tokens
 
 
 class HfEngine:
@@ -58,7 +64,8 @@ class HfEngine:
             batches = range(0, len(order), self.batch_size)
             for start in tqdm(batches, desc="generate", unit="batch", leave=False, disable=len(batches) < 2):
                 chosen = order[start : start + self.batch_size]
-                batch = decode(self.model, [requests[i] for i in chosen], max_tokens, temperature, self.policy)
+                with grouped_heads(self.model):
+                    batch = decode(self.model, [requests[i] for i in chosen], max_tokens, temperature, self.policy)
                 for index, completion in zip(chosen, batch, strict=True):
                     results[index] = completion
         finally:
@@ -68,65 +75,122 @@ class HfEngine:
 
 
 def decode(model: PreTrainedModel, requests: Sequence[Request], max_tokens: int, temperature: float, policy: Policy) -> list[Completion]:
-    """Generate for one batch. Equal prompts (a group's) are read once and their cache rows repeated."""
+    """Generate for one batch. Rows that reached a stop token go on, unread, until the batch is next made smaller."""
     device = model.device
-    prompts: dict[tuple[int, ...], int] = {}
-    row_of = [prompts.setdefault(tuple(request.prompt), len(prompts)) for request in requests]
-    width = max(map(len, prompts))
-    pad = next(iter(policy.stop_ids))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = DynamicCache(config=model.config)
-    padded = width != min(map(len, prompts))
-    hidden = forward(model, ids, real if padded else None, (real.cumsum(1) - 1).clamp(min=0), cache)
+    prompts = sorted({tuple(request.prompt) for request in requests}, key=lambda prompt: (len(prompt), prompt))
+    cache, hidden, real = read(model, prompts, next(iter(policy.stop_ids)))
+    place = {prompt: row for row, prompt in enumerate(prompts)}
+    repeat = torch.tensor([place[tuple(request.prompt)] for request in requests], device=device)
+    hidden, real = hidden[repeat], real[repeat]
+    cache.batch_select_indices(repeat)
 
-    repeat = torch.tensor(row_of, device=device)
-    hidden = hidden[repeat]
-    if len(prompts) < len(requests):
-        cache.batch_select_indices(repeat)
-    mask = torch.cat([real[repeat], torch.ones(len(requests), max_tokens, dtype=real.dtype, device=device)], 1) if padded else None
-    lengths = real.sum(1)[repeat]
+    length = real.sum(1)  # of each row's prompt, which the next token's position follows from
+    width = real.shape[1]
+    padded = not real.all()
+    mask = torch.cat([real, real.new_ones(len(requests), max_tokens)], 1)
+    if is_plain(cache) and model._supports_attention_backend and model.config._attn_implementation in ("sdpa", GROUPED):
+        mask = mask[:, None, None].bool()  # as the layers take it, so that the model need not make one for every token
     noise = torch.from_numpy(np.stack([uniforms(request.seed, max_tokens) for request in requests])).to(device)
     stops = torch.tensor(sorted(policy.stop_ids), device=device)
-
-    tokens = torch.zeros(len(requests), max_tokens, dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(requests), max_tokens, device=device)
-    counts = torch.full((len(requests),), max_tokens, device=device)
-    stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
     rows = torch.arange(len(requests), device=device)  # the request behind each row of the batch
+    done = torch.zeros_like(rows, dtype=torch.bool)
+    tokens = torch.zeros(max_tokens, len(requests), dtype=torch.long, device=device)
+    logprobs = torch.zeros(max_tokens, len(requests), device=device)
     for position in range(max_tokens):
-        token, logprob = sample(model.get_output_embeddings()(hidden), noise[rows, position], temperature)
-        running = ~stopped[rows]
-        tokens[rows[running], position] = token[running]
-        logprobs[rows[running], position] = logprob[running]
-        ended = running & torch.isin(token, stops)
-        stopped[rows[ended]] = True
-        counts[rows[ended]] = position + 1
-        keep = (running & ~ended).nonzero().squeeze(1)
-        if keep.numel() == 0 or position + 1 == max_tokens:
+        token, logprob = sample(model.get_output_embeddings()(hidden), noise[:, position], temperature)
+        tokens[position, rows], logprobs[position, rows] = token, logprob
+        done |= torch.isin(token, stops)
+        if position + 1 == max_tokens:
             break
-        if keep.numel() < SHRINK * rows.numel():
-            rows, token = rows[keep], token[keep]
-            cache.batch_select_indices(keep)
-        step_mask = None if mask is None else mask[rows, : width + position + 1]
-        hidden = forward(model, token.unsqueeze(1), step_mask, (lengths[rows] + position).unsqueeze(1), cache)
+        if device.type == "cpu" or position % LOOK == LOOK - 1:
+            keep = (~done).nonzero().squeeze(1)
+            if keep.numel() == 0:
+                break
+            if keep.numel() < SHRINK * rows.numel():
+                order = drop(cache, done, keep)
+                token, rows, done, length, mask, noise = (t[order] for t in (token, rows, done, length, mask, noise))
+        seen = mask[..., : width + position + 1] if padded else None
+        hidden = forward(model, token.unsqueeze(1), seen, (length + position).unsqueeze(1), cache)
+    return completions(tokens.T, logprobs.T, stops)
+
+
+def completions(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tensor) -> list[Completion]:
+    """Cut tokens [B, T] and their log-probabilities behind each row's first stop token."""
+    ends = torch.isin(tokens, stops)
+    stopped = ends.any(1)
+    counts = torch.where(stopped, ends.int().argmax(1) + 1, tokens.shape[1])
     return [
         Completion(t[:n], p[:n], s)
         for t, p, n, s in zip(tokens.tolist(), logprobs.tolist(), counts.tolist(), stopped.tolist(), strict=True)
     ]
 
 
+def read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Read distinct prompts, sorted by length; their cache, last hidden states [P, H] and the mask [P, T] of real tokens.
+
+    What many begin with is read once. The rest is read some rows at a time, so that short prompts are not padded to the longest and
+    intermediate results stay in the processor's cache. Prompts end together; padding is before them or behind what they share.
+    """
+    device, empty = model.device, growing_cache(model.config)
+    common = shared_length(prompts) if is_plain(empty) else 0
+    limit = (READ_CPU if device.type == "cpu" else READ) if is_plain(empty) else None
+    heads = {prompt[:common]: None for prompt in prompts}
+    row_of = {head: row for row, head in enumerate(heads)}
+    if common:
+        forward(model, torch.tensor(list(heads), device=device), None, torch.arange(common, device=device).expand(len(heads), -1), empty)
+    caches, hiddens, masks = [], [], []
+    for part in parts(prompts, common, limit):
+        width = len(part[-1]) - common
+        ids = torch.tensor([[pad] * (width + common - len(p)) + list(p[common:]) for p in part], device=device)
+        real = torch.tensor([[0] * (width + common - len(p)) + [1] * (len(p) - common) for p in part], device=device)
+        mask = torch.cat([real.new_ones(len(part), common), real], 1)
+        cache = fork(empty, torch.tensor([row_of[p[:common]] for p in part], device=device)) if common else growing_cache(model.config)
+        positions = common + (real.cumsum(1) - 1).clamp(min=0)
+        hiddens.append(forward(model, ids, mask if len(part[0]) < len(part[-1]) else None, positions, cache))
+        caches.append(cache)
+        masks.append(mask)
+    width = len(prompts[-1])
+    return join(caches), torch.cat(hiddens), torch.cat([pad_left(mask, (width - mask.shape[1], 0)) for mask in masks])
+
+
+def shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens to read once per distinct beginning so that the fewest tokens are read in all; 0 where that saves little."""
+    ordered = sorted(prompts)
+    alike = np.array([agreement(a, b) for a, b in pairwise(ordered)], dtype=int)
+    lengths = np.arange(min(map(len, prompts)))
+    distinct = 1 + np.searchsorted(np.sort(alike), lengths)
+    tokens = distinct * lengths + sum(map(len, prompts)) - len(prompts) * lengths
+    best = int(tokens.argmin())
+    return best if tokens[best] < WORTH * tokens[0] else 0
+
+
+def agreement(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+def parts(prompts: Sequence[tuple[int, ...]], common: int, limit: int | None) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Prompts, sorted by length, in pieces of at most `limit` tokens behind the first `common`, at least one prompt each."""
+    start = 0
+    for end, prompt in enumerate(prompts):
+        if limit is not None and end > start and (end + 1 - start) * (len(prompt) - common) > limit:
+            yield prompts[start:end]
+            start = end
+    yield prompts[start:]
+
+
 def forward(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
 ) -> torch.Tensor:
-    """Hidden states [B, H] of the last position; ids [B, T], mask [B, past + T] of real tokens or None, positions [B, T]."""
+    """Hidden states [B, H] of the last position; ids [B, T], mask of real tokens [B, past + T] or [B, 1, 1, past + T] or None, positions [B, T]."""
     output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return output.last_hidden_state[:, -1]
 
 
 def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B] and their log-probabilities [B] from logits [B, V], by inverting the distribution function at `noise` [B] in [0, 1)."""
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    logits = logits.float()
+    logprobs = torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
     if temperature == 0:
         token = logprobs.argmax(-1)
     else:
