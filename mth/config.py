@@ -618,8 +618,10 @@ def read_config(path: Path) -> Config:
 
 
 # What does not influence the result of a run: where it is, who watches it, how often it is saved, where vLLM is and what memory it may take.
-NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints")
-NOT_IDENTITY += ("rollout.url", "rollout.timeout_s", "rollout.gpu_memory_utilization", "rollout.kv_cache_mib")
+NOT_IDENTITY = (
+    *("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints"),
+    *("rollout.url", "rollout.timeout_s", "rollout.gpu_memory_utilization", "rollout.kv_cache_mib"),
+)
 
 
 def essence(config: Config) -> dict[str, Any]:
