@@ -32,11 +32,18 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, ticket: Ticket, config: Config, step: int, optimizer: torch.optim.Optimizer, extra: dict[str, torch.Tensor]
+    path: Path,
+    ticket: Ticket,
+    config: Config,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    extra: dict[str, torch.Tensor],
+    unlogged: dict[str, float] | None = None,
 ) -> None:
     """Write `path` atomically: either the whole new file is there or the old state. Raises UserError when the disk is full or not writable.
 
-    extra: further tensors that an exact resume needs. torch's RNG state is kept although mth draws nothing from it, in case a model does.
+    extra: further tensors that an exact resume needs. unlogged: the step's metrics, when its evaluation is still to come. torch's RNG state is
+    kept although mth draws nothing from it, in case a model does.
     """
     state = optimizer.state.get(ticket.values, {})
     tensors = {"values": ticket.values.detach(), "rng": torch.get_rng_state(), **extra}
@@ -44,6 +51,7 @@ def save_checkpoint(
     header = {
         "format": FORMAT,
         "step": step,
+        "unlogged": unlogged,
         "identity": identity(config),
         "config": to_plain(config),
         "mask_sha256": ticket.mask_sha256,
@@ -93,8 +101,12 @@ def restore_ticket(checkpoint: Checkpoint, ticket: Ticket) -> None:
     ticket.write()
 
 
-def restore_training(checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.optim.Optimizer, config: Config) -> int:
-    """Continue exactly where the checkpoint was written; returns its step. Raises UserError when the configuration differs."""
+def restore_training(
+    checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.optim.Optimizer, config: Config
+) -> tuple[int, dict[str, float] | None]:
+    """Continue exactly where the checkpoint was written; returns the last step that was logged and, when the checkpoint's own step was not,
+    its metrics. Raises UserError when the configuration differs.
+    """
     if identity(checkpoint.config) != identity(config):
         different = differing_keys(checkpoint.header["config"], to_plain(config))
         raise UserError(
@@ -108,7 +120,8 @@ def restore_training(checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.op
         packed["state"] = {0: state}
         optimizer.load_state_dict(packed)
     torch.set_rng_state(checkpoint.tensors["rng"])
-    return int(checkpoint.header["step"])
+    step, unlogged = int(checkpoint.header["step"]), checkpoint.header.get("unlogged")
+    return (step, None) if unlogged is None else (step - 1, unlogged)
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:

@@ -630,14 +630,25 @@ def read_config(path: Path) -> Config:
     return from_plain(data)
 
 
-# What does not influence the result of a run: where it is, who watches it, and how often it is saved.
-NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints")
+# What does not influence the result of a run: where it is, who watches it, how often it is saved, where vLLM is and what memory it may take.
+NOT_IDENTITY = (
+    *("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints"),
+    *("rollout.url", "rollout.timeout_s", "rollout.gpu_memory_utilization", "rollout.kv_cache_mib"),
+)
+
+
+def essence(config: Config) -> dict[str, Any]:
+    """Everything that influences the result of a run, as plain data."""
+    data = to_plain(config)
+    for key in NOT_IDENTITY:
+        section, _, name = key.rpartition(".")
+        (data[section] if section else data).pop(name)
+    return data
 
 
 def identity(config: Config) -> str:
     """Hash of everything that influences the result: the same identity means the same run."""
-    data = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
@@ -645,7 +656,7 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = ""
     found = []
     for key in sorted(left.keys() | right.keys()):
         a, b = left.get(key), right.get(key)
-        if a == b or (not prefix and key in NOT_IDENTITY):
+        if a == b or prefix + key in NOT_IDENTITY:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += differing_keys(a, b, f"{prefix}{key}.")

@@ -59,35 +59,44 @@ def train(
     script = Script(policy.tokenizer)
     sharing = pair_cost(policy.model)
 
-    done = -1  # last step whose results are safe
+    done = -1  # last step that is in the journal
+    unlogged: dict[str, float] | None = None  # metrics of the step after it, trained but for its evaluation
     checkpoint, warnings = latest_checkpoint(run_dir)
     for line in warnings:
         tqdm.write(f"warning: {line}")
     if checkpoint is not None:
-        done = restore_training(checkpoint, ticket, optimizer, config)
+        done, unlogged = restore_training(checkpoint, ticket, optimizer, config)
         lagged = None if lagged is None else checkpoint.tensors["lagged"].to(lagged.device)
-    collector = Collector(run_dir, config, ticket, done) if config.spectrum.mode is not Collect.none else None
+    trained = done if unlogged is None else done + 1
+    collector = Collector(run_dir, config, ticket, trained) if config.spectrum.mode is not Collect.none else None
     if collector is not None:
         tqdm.write(collector.announcement)
     facts = {"active_parameters": ticket.active_parameters, "total_parameters": ticket.total_parameters, "mask_sha256": ticket.mask_sha256}
     note(run_dir, facts=facts)
     tracker = Tracker(config, run_dir, root, done, facts, run_tags(run_dir, root, grid))
-    start = "start" if done < 0 else f"continuing after step {done}"
+    start = "start" if trained < 0 else f"continuing after step {trained}"
     tqdm.write(
         f"{config.label}: {ticket.active_parameters:,} of {ticket.total_parameters:,} parameters, mask {ticket.mask_sha256[:12]}, {start}"
     )
 
     def save(step: int) -> None:
         extra = {} if lagged is None else {"lagged": lagged}
-        save_checkpoint(checkpoint_path(run_dir, step), ticket, config, step, optimizer, extra)
+        save_checkpoint(checkpoint_path(run_dir, step), ticket, config, step, optimizer, extra, unlogged)
         prune_checkpoints(run_dir, config.checkpoints.keep)
 
-    status, reason = "finished", past_collapse(tracker.journal, config)
-    updated = False  # the weights are ahead of `done`
+    def evaluate_trained() -> dict[str, float]:
+        engine.sync(ticket.values.detach())
+        return evaluate(engine, script, eval_tasks, config)
+
+    status, reason = "finished", None
     try:
-        if done < 0:
+        if trained < 0:
             tracker.log(0, timed(lambda: evaluate_base(engine, script, eval_tasks, config, grid), "seconds/evaluation"))
             done = 0
+        if unlogged is not None:
+            tracker.log(trained, unlogged | timed(evaluate_trained, "seconds/evaluation"))
+            done, unlogged = trained, None
+        reason = past_collapse(tracker.journal, config)
         progress = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps)
         for step in progress:
             if reason is not None and config.collapse.stop:
@@ -110,26 +119,27 @@ def train(
             batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device, sharing)
             lagged = None if lagged is None else ticket.values.detach().clone()
             observe = None if collector is None else partial(collector.add, step)
-            updated = True
             metrics = rollout_metrics(rollouts, rewards) | update(policy, ticket, optimizer, batches, config, base_values, observe)
             clock.lap("update")
 
             if reason is None and (reason := collapse_now(tracker.journal, metrics, config)) is not None:
                 tqdm.write(f"collapsed at step {step}: {reason}")
-            ending = step == config.train.steps or (reason is not None and config.collapse.stop)
-            if ending or (config.eval.every and step % config.eval.every == 0):
-                engine.sync(ticket.values.detach())
-                metrics |= evaluate(engine, script, eval_tasks, config)
-                clock.lap("evaluation")
             tokens = sum(rollout.completion_tokens for rollout in rollouts)
-            training_seconds = clock.laps["sync"] + clock.laps["rollout"] + clock.laps["update"]
             metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()} | (
                 {"sync/bytes": float(sent)} if sent else {}
             )
-            metrics |= {"tokens_per_second": tokens / training_seconds, "peak_memory_bytes": float(peak_memory(policy.model.device))}
+            metrics |= {
+                "tokens_per_second": tokens / sum(clock.laps.values()),
+                "peak_memory_bytes": float(peak_memory(policy.model.device)),
+            }
+            unlogged = metrics
+            ending = step == config.train.steps or (reason is not None and config.collapse.stop)
+            if ending or (config.eval.every and step % config.eval.every == 0):
+                metrics = metrics | timed(evaluate_trained, "seconds/evaluation")
+                metrics["peak_memory_bytes"] = float(peak_memory(policy.model.device))
             tracker.log(step, metrics)
             progress.set_postfix(reward=f"{metrics['reward/mean']:.3f}", **eval_postfix(metrics))
-            done, updated = step, False
+            done, unlogged = step, None
             if requests.save or (config.checkpoints.every and step % config.checkpoints.every == 0):
                 requests.save = False
                 save(step)
@@ -138,8 +148,8 @@ def train(
         save(done)
     except BaseException as error:
         status, reason = "failed", str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, EngineError) and done >= 0 and not updated:
-            save(done)
+        if isinstance(error, EngineError) and done >= 0:
+            save(done if unlogged is None else done + 1)
         raise
     finally:
         summary = summarize_run(tracker.journal, config, ticket, status, reason, optimizer)

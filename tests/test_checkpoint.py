@@ -43,7 +43,7 @@ def test_a_restored_run_continues_with_the_same_bits(tmp_path, small_model):
     save_checkpoint(tmp_path / "c.safetensors", ticket, config, 2, optimizer, {})
     other = ticket_of(fresh, 95)
     other_optimizer = build_optimizer(other, OptimizerConfig(), 1e-2)
-    assert restore_training(load_checkpoint(tmp_path / "c.safetensors"), other, other_optimizer, config) == 2
+    assert restore_training(load_checkpoint(tmp_path / "c.safetensors"), other, other_optimizer, config) == (2, None)
     for t, o, m in ((ticket, optimizer, small_model), (other, other_optimizer, fresh)):
         t.zero_gradient()
         backward(m, 7)

@@ -12,6 +12,7 @@ from mth.config import (
     LrConfig,
     ModelConfig,
     check_trainable,
+    differing_keys,
     from_plain,
     identity,
     load,
@@ -214,6 +215,9 @@ def test_configuration_survives_a_round_trip(tmp_path):
 def test_identity_is_what_influences_the_result():
     base = identity(make_config())
     assert identity(make_config(run_dir="elsewhere", resume=True, tracker={"uri": "http://x"}, checkpoints={"every": 7})) == base
+    moved = make_config(rollout={"url": "http://x:1", "timeout_s": 5.0, "gpu_memory_utilization": 0.9, "kv_cache_mib": 256})
+    assert identity(moved) == base
+    assert differing_keys(to_plain(make_config()), to_plain(moved)) == []
     for change in (
         {"mask_seed": 1},
         {"seed": {"train": 1}},

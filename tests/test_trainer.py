@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,11 +17,12 @@ import torch
 
 from mth.batches import collate, pair_cost
 from mth.checkpoint import checkpoint_path, checkpoints_of, load_checkpoint
-from mth.config import AlgorithmConfig
-from mth.errors import UserError
+from mth.config import AlgorithmConfig, Logprobs
+from mth.errors import EngineError, UserError
 from mth.policy import draw_ticket, load_policy
 from mth.rollout import build_engine
 from mth.rollout.conversation import Script, distinct_names, play
+from mth.rollout.hf import HfEngine
 from mth.runs import claim, find_unfinished, lock
 from mth.tasks import load_tasks
 from mth.tracking import read_journal
@@ -140,6 +143,38 @@ def test_sigterm_saves_and_resume_finds_the_run(uninterrupted, tmp_path):
     assert repeatable(folder) == repeatable(uninterrupted)
 
 
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unharmed")
+    train(FRAGILE, folder / "run", folder)
+    return folder / "run"
+
+
+FRAGILE = make_config(algorithm={"lag": 1}, checkpoints={"every": 0})
+
+
+@pytest.mark.parametrize(("call", "trained"), [(1, None), (3, 1), (4, 2), (6, 3)])
+def test_an_engine_that_fails_at_any_moment_costs_nothing(unharmed, tmp_path, monkeypatch, call, trained):
+    """In the first evaluation (call 1), a rollout (3), or an evaluation after a step (4, 6): what was trained is saved and continued exactly."""
+    calls = itertools.count(1)
+    with monkeypatch.context() as patch:
+        generate = HfEngine.generate
+
+        def fail(*arguments):
+            if next(calls) == call:
+                raise EngineError("the engine is gone")
+            return generate(*arguments)
+
+        patch.setattr(HfEngine, "generate", fail)
+        with pytest.raises(EngineError):
+            train(FRAGILE, tmp_path / "run", tmp_path)
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ([] if trained is None else [f"step_{trained:06d}.safetensors"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert train(FRAGILE, tmp_path / "run", tmp_path)["status"] == "finished"
+    assert repeatable(tmp_path / "run") == repeatable(unharmed)
+    assert torch.equal(values_of(tmp_path / "run"), values_of(unharmed))
+
+
 def test_run_folder_and_summary(uninterrupted):
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -241,6 +276,21 @@ def test_first_update_on_policy_has_ratio_one(played):
     assert metrics["ratio/limited_share"] == 0
     assert metrics["mismatch/max"] < 1e-4
     assert metrics["update_norm"] == pytest.approx(moved.norm().item(), rel=1e-4)
+
+
+def test_old_logprobs_are_the_engines_or_recomputed(played):
+    """An engine whose log-probabilities are off by 0.1: in the ratio, or only in what is logged."""
+    config, policy, ticket, rollouts, advantages = played
+    off = [dataclasses.replace(r, logprobs=[p - 0.1 for p in r.logprobs]) for r in rollouts]
+    engine, _, _ = step_with((config, policy, ticket, off, advantages))
+    assert engine["ratio/mean"] == pytest.approx(math.exp(0.1), rel=1e-3)
+    assert engine["mismatch/mean"] == pytest.approx(0.1, rel=1e-3)
+    assert engine["mismatch/max"] == pytest.approx(0.1, rel=1e-2)
+    assert engine["kl/rollout"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-2)
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, logprobs=Logprobs.recompute))
+    again, _, _ = step_with((config, policy, ticket, off, advantages))
+    assert again["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+    assert again["mismatch/mean"] == engine["mismatch/mean"]
 
 
 def test_kl_penalty_swaps_the_base_in_and_back(played):

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from mth.errors import EngineError, UserError
 from mth.files import write_json
 
 MEBI = 2**20
+BATCHED_TOKENS = 4096  # prompt tokens that a forward pass on the CPU may hold, unless one prompt is longer
 SHOWN = 64  # prompts from which a call has a progress bar
 
 
@@ -119,15 +120,16 @@ def prepare_vllm() -> bool:
 
 
 @contextlib.contextmanager
-def torch_untouched() -> Any:
-    """vLLM reseeds torch, lowers its thread count and disables torch.set_num_threads; the trainer in the same process keeps its own."""
-    state, threads, setter = torch.get_rng_state(), torch.get_num_threads(), torch.set_num_threads
-    try:
-        yield
-    finally:
-        torch.set_num_threads = setter
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
+def torch_untouched() -> Iterator[None]:
+    """vLLM seeds torch and draws from it, lowers its thread count and disables torch.set_num_threads; the trainer beside it keeps its own."""
+    threads, setter = torch.get_num_threads(), torch.set_num_threads
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        try:
+            yield
+        finally:
+            torch.set_num_threads = setter
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def check_head_size(spec: EngineSpec) -> None:
@@ -159,6 +161,8 @@ class LocalCore:
         if cpu:
             check_head_size(spec)
             options = {"dtype": spec.dtype, "enforce_eager": True, "kv_cache_memory_bytes": spec.cache_bytes()}
+            # A prompt read in pieces makes vLLM wind its generator back, which a CPU's cannot do: whole prompts only.
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(spec.context, BATCHED_TOKENS)}
         if spec.kv_cache_mib is not None:
             options["kv_cache_memory_bytes"] = spec.kv_cache_mib * MEBI
         from mth.rollout.transfer import BACKEND
@@ -187,13 +191,12 @@ class LocalCore:
         return self._update({"tensors": dict(tensors)})
 
     def place(self, indices: Mapping[str, torch.Tensor]) -> None:
-        try:
+        with self._trusted("taking the ticket's indices"):
             self.llm.init_weight_transfer_engine({"init_info": {"indices": dict(indices)}})
-        except KeyError as error:
-            raise EngineError(f"vLLM's model has no place for the tensor {error}") from error
 
     def held(self, values: torch.Tensor) -> dict[str, int]:
-        return self._transfer(lambda transfer: transfer.held(values))
+        with self._trusted("comparing weights"):
+            return self._transfer(lambda transfer: transfer.held(values))
 
     def write(self, values: torch.Tensor) -> dict[str, int]:
         return self._update({"values": values})
@@ -205,10 +208,8 @@ class LocalCore:
 
         params = [SamplingParams(seed=seed, logprobs=0, detokenize=False, ignore_eos=True, **options) for seed in seeds]
         bar = functools.partial(tqdm, leave=False, unit="reply") if len(prompts) >= SHOWN else False
-        try:
+        with self._trusted("generating"), torch_untouched():
             outputs = self.llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=bar)
-        except Exception as error:  # of many types; whatever it was, this engine is not to be trusted any more
-            raise EngineError(f"vLLM failed while generating: {explain(error)}") from error
         results = []
         for output in outputs:
             reply = output.outputs[0]
@@ -223,19 +224,31 @@ class LocalCore:
 
     def _update(self, info: dict[str, Any]) -> dict[str, int]:
         """One update through vLLM's weight-transfer API. Cached prefixes belong to the old weights and go."""
-        self.llm.start_weight_update()
-        self.llm.update_weights({"update_info": info})
-        self.llm.finish_weight_update()
-        if not self.llm.reset_prefix_cache():
-            raise EngineError("vLLM did not reset its prefix cache: replies would mix old and new weights")
-        return self._transfer(lambda transfer: transfer.applied)
+        with self._trusted("taking weights"):
+            self.llm.start_weight_update()
+            self.llm.update_weights({"update_info": info})
+            self.llm.finish_weight_update()
+            if not self.llm.reset_prefix_cache():
+                raise EngineError("vLLM did not reset its prefix cache: replies would mix old and new weights")
+            return self._transfer(lambda transfer: transfer.applied)
+
+    @contextlib.contextmanager
+    def _trusted(self, doing: str) -> Iterator[None]:
+        """Whatever vLLM raises, of many types, becomes an EngineError, and the engine, left half way, is given up: `open` builds another."""
+        try:
+            yield
+        except Exception as error:
+            self.close()
+            if isinstance(error, EngineError):
+                raise
+            raise EngineError(f"vLLM failed while {doing}: {explain(error)}") from error
 
     def _transfer(self, read: Any) -> dict[str, int]:
         return self.llm.collective_rpc(lambda worker: read(worker.weight_transfer_engine))[0]
 
 
 def explain(error: Exception) -> str:
-    """One line for whatever stopped vLLM from starting, with the remedy where it is known."""
+    """One line for whatever stopped vLLM, with the remedy where it is known."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and isinstance(cause, Exception):
         causes.append(cause)
@@ -244,6 +257,6 @@ def explain(error: Exception) -> str:
     lower = text.lower()
     if "head" in lower and "size" in lower and "support" in lower:
         return f"this model's head size is not supported ({line}); use rollout=hf"
-    if "out of memory" in lower or "memory" in lower:
+    if "memory" in lower and "illegal memory access" not in lower:
         return f"out of memory ({line}); change rollout.gpu_memory_utilization or rollout.kv_cache_mib, or lower rollout.batch_size or rollout.context"
     return f"{type(error).__name__}: {line}"

@@ -32,7 +32,7 @@ class TicketUpdate(WeightTransferUpdateInfo):
 
 
 def locate(model: nn.Module, name: str) -> tuple[torch.Tensor, int]:
-    """vLLM's parameter that holds checkpoint tensor `name`, flat, and the offset of the tensor's first entry. KeyError if there is none."""
+    """vLLM's parameter that holds checkpoint tensor `name`, flat, and the offset of the tensor's first entry. ValueError if there is none."""
     parameters = dict(model.named_parameters())
     if name in parameters:
         return flat(parameters[name]), 0
@@ -45,7 +45,7 @@ def locate(model: nn.Module, name: str) -> tuple[torch.Tensor, int]:
             layer: Any = model.get_submodule(f"{parent}.{fused}")
             rows, parameter = sum(layer.output_sizes[: parts.index(part)]), parameters[whole]
             return flat(parameter), rows * parameter[0].numel()
-    raise KeyError(name)
+    raise ValueError(f"the model has no place for the tensor {name}")
 
 
 def flat(parameter: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from mth.errors import EngineError, UserError
 from mth.policy import load_policy
 from mth.rollout import transfer
 from mth.rollout.conversation import Script, play
-from mth.rollout.core import EngineSpec, LocalCore, explain
+from mth.rollout.core import BATCHED_TOKENS, EngineSpec, LocalCore, explain
 from mth.rollout.engine import Request
 from mth.rollout.hf import HfEngine
 from mth.rollout.vllm import VllmEngine
@@ -170,7 +170,7 @@ def test_a_skipped_tensor_of_a_full_load_stops_the_run_with_its_name(policy, cor
 
 
 def test_a_tensor_that_vllm_does_not_have_is_named(engine):
-    with pytest.raises(EngineError, match=r"no place for the tensor 'model\.layers\.9\.mlp\.up_proj\.weight'"):
+    with pytest.raises(EngineError, match=r"no place for the tensor model\.layers\.9\.mlp\.up_proj\.weight$"):
         engine.core.place({"model.layers.9.mlp.up_proj.weight": torch.tensor([0])})
 
 
@@ -214,6 +214,15 @@ def test_seeds_survive_batching_and_order(engine):
     assert len({tuple(c.ids) for c in whole}) == 12
 
 
+def test_prompts_that_do_not_fit_one_pass_together(engine):
+    """On a CPU vLLM fails on a seeded prompt that it reads in pieces."""
+    generator = torch.Generator().manual_seed(1)
+    asked = [Request(torch.randint(10, 1000, (390,), generator=generator).tolist(), i) for i in range(24)]
+    assert sum(len(request.prompt) for request in asked) > 2 * BATCHED_TOKENS
+    whole = engine.generate(asked, 4, 1.0)
+    assert [reply.ids for reply in whole[20:]] == [reply.ids for reply in engine.generate(asked[20:], 4, 1.0)]
+
+
 def test_replies_end_at_a_stop_token_or_at_the_limit(engine):
     engine.stop_ids = list(range(300))
     replies = engine.generate([Request(r.prompt, i) for i, r in enumerate(requests(20))], 16, 1.0)
@@ -231,8 +240,14 @@ def test_context_is_checked_before_anything_is_generated(engine, monkeypatch):
         engine.generate([Request([5] * 1020, 0)], 8, 1.0)
 
 
-def test_torch_of_the_trainer_is_left_alone(core, engine):
-    threads = torch.get_num_threads()
+def test_torch_of_the_trainer_is_left_alone(policy, core):
+    core.close()
+    state, threads, dtype = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
+    engine = restored(policy, core, 99)
+    engine.generate(requests(), 8, 1.0)
+    engine.sync(engine.ticket.values.detach())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == (threads, dtype, True)
     torch.set_num_threads(threads + 1)
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
@@ -257,3 +272,16 @@ def test_failures_of_the_engine_are_one_line(engine, monkeypatch):
     with pytest.raises(EngineError, match=r"out of memory \(CUDA out of memory\.\); change rollout\.gpu_memory_utilization"):
         engine.generate(requests(), 4, 1.0)
     assert "\n" not in explain(RuntimeError("a\nb"))
+    assert "out of memory" not in explain(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_an_engine_that_failed_is_not_used_again(policy, core, engine, monkeypatch):
+    """vLLM keeps the requests of a call that failed and would answer them in the next: the next run gets a new engine."""
+    broken = core.llm
+    step = broken.llm_engine.step
+    monkeypatch.setattr(broken.llm_engine, "step", lambda: step() and 1 / 0)
+    with pytest.raises(EngineError, match="failed while generating: ZeroDivisionError"):
+        engine.generate(requests(), 12, 1.0)
+    again = restored(policy, core, 99)
+    assert core.llm is not broken
+    assert gap(policy, again) <= TOLERANCE

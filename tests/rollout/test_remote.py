@@ -67,6 +67,12 @@ def test_tensors_arrive_bit_for_bit_and_in_order(serve):
     assert remote.generate([[1, 2]], {"max_tokens": 3}, [2**63 - 1]) == [([1, 2], [-0.5, -0.25], True)]
 
 
+def test_a_proxy_of_the_environment_is_not_asked(serve, monkeypatch):
+    _, url = serve()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    RemoteCore(url, 10).open(SPEC)
+
+
 def test_the_run_that_opened_last_owns_the_engine(serve):
     _, url = serve()
     first, second = RemoteCore(url, 10), RemoteCore(url, 10)

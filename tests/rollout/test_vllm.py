@@ -107,9 +107,11 @@ def test_a_dead_server_checkpoints_the_run_which_then_ends_as_if_nothing_had_hap
     assert "Traceback" not in output
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"] >= 2) == ("failed", True)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{summary['steps']:06d}.safetensors"]
+    (checkpoint,) = (folder / "checkpoints").iterdir()  # of the last step, or of the one whose evaluation was cut off
+    trained = int(checkpoint.stem.removeprefix("step_"))
+    assert trained - summary["steps"] in (0, 1)
 
-    server, url = start_server(tmp_path, int(url.rpartition(":")[2]))
+    server, url = start_server(tmp_path)  # on another port: where the engine is makes no other run of it
     try:
         run = launch(train_command(folder, "rollout=vllm_server", f"rollout.url={url}"), tmp_path)
         output, _ = run.communicate(timeout=200)
@@ -117,7 +119,7 @@ def test_a_dead_server_checkpoints_the_run_which_then_ends_as_if_nothing_had_hap
         server.kill()
         server.communicate()
     assert run.returncode == 0, output
-    assert f"continuing after step {summary['steps']}" in output
+    assert f"continuing after step {trained}" in output
     assert repeatable(folder) == repeatable(colocated)
 
 
