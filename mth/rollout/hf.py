@@ -78,7 +78,7 @@ def decode(model: PreTrainedModel, requests: Sequence[Request], max_tokens: int,
     """Generate for one batch. Rows that reached a stop token go on, unread, until the batch is next made smaller."""
     device = model.device
     prompts = sorted({tuple(request.prompt) for request in requests}, key=lambda prompt: (len(prompt), prompt))
-    cache, hidden, real = read(model, prompts, next(iter(policy.stop_ids)))
+    cache, hidden, real = read(model, prompts)
     place = {prompt: row for row, prompt in enumerate(prompts)}
     repeat = torch.tensor([place[tuple(request.prompt)] for request in requests], device=device)
     hidden, real = hidden[repeat], real[repeat]
@@ -125,7 +125,7 @@ def completions(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tenso
     ]
 
 
-def read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+def read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Read distinct prompts, sorted by length; their cache, last hidden states [P, H] and the mask [P, T] of real tokens.
 
     What many begin with is read once. The rest is read some rows at a time, so that short prompts are not padded to the longest and
@@ -141,7 +141,7 @@ def read(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -
     caches, hiddens, masks = [], [], []
     for part in parts(prompts, common, limit):
         width = len(part[-1]) - common
-        ids = torch.tensor([[pad] * (width + common - len(p)) + list(p[common:]) for p in part], device=device)
+        ids = torch.tensor([[0] * (width + common - len(p)) + list(p[common:]) for p in part], device=device)
         real = torch.tensor([[0] * (width + common - len(p)) + [1] * (len(p) - common) for p in part], device=device)
         mask = torch.cat([real.new_ones(len(part), common), real], 1)
         cache = fork(empty, torch.tensor([row_of[p[:common]] for p in part], device=device)) if common else growing_cache(model.config)
