@@ -31,7 +31,9 @@ def masks(axes: Axes, curves: Sequence[pd.Series], mean: pd.DataFrame, full: pd.
     """One thin line per mask, their mean with a band of one std, full training dashed (paper, Figures 1 and 2)."""
     for number, values in enumerate(curves):
         axes.plot(values.index, values, color=SKY, linewidth=0.7, alpha=0.8, label="one mask" if number == 0 else None)
-    axes.fill_between(mean.index, mean["mean"] - mean["std"], mean["mean"] + mean["std"], color=BLUE, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        mean.index, mean["mean"] - mean["std"], mean["mean"] + mean["std"], color=BLUE, alpha=0.3, linewidth=0, label="one std"
+    )
     axes.plot(mean.index, mean["mean"], color=BLUE, linewidth=2, label=label)
     if len(full):
         full_line(axes, full)
@@ -50,7 +52,7 @@ def curves(axes: Axes, named: Mapping[str, pd.DataFrame], full: pd.DataFrame) ->
     if len(full):
         full_line(axes, full)
     axes.set(xlabel="optimizer step", ylabel="pass@1")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)  # below: lines go everywhere
 
 
 def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tuple[float, bool]]], full: float, base: float) -> None:

@@ -71,15 +71,16 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
     tracker = Tracker(config, folder, tmp_path, -1, {"active_parameters": 5}, {})
     assert isinstance(tracker.writer, MlflowWriter)
     for step in range(3):
-        tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4})
+        tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4, "entropy": float("nan") if step == 1 else 1.0})
     tracker.close("FINISHED", {"mth.status": "collapsed", "mth.reason": "entropy"})
     runs = read_mlflow("mth", f"sqlite:///{tmp_path}/mlflow.db").runs
     assert [(run.identity, run.status, run.reason) for run in runs] == [(identity(config), "collapsed", "entropy")]
-    assert [(e.step, e.metrics) for e in runs[0].entries] == [(s, {KEY: 0.5 + s / 8, "loss": -s / 4}) for s in range(3)]
+    assert [(e.step, e.metrics[KEY], e.metrics["loss"]) for e in runs[0].entries] == [(s, 0.5 + s / 8, -s / 4) for s in range(3)]
+    assert [np.isnan(e.metrics["entropy"]) for e in runs[0].entries] == [False, True, False]  # the store keeps a NaN as 0
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(UserError, match="no MLflow experiment other; it has"):
         read_mlflow("other", uri)
-    page = report("mth", tmp_path / "report", uri, "pass_at_1", False).read_text()
+    page = report(["mth"], tmp_path / "report", uri, "pass_at_1", False).read_text()
     assert "MLflow experiment mth: 1 collapsed" in page and "entropy" in page and runs[0].name in page
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
