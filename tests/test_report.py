@@ -79,7 +79,8 @@ def test_figure_3_has_the_recorded_numbers(made):
     for percent in (99, 99.9):
         if table.loc[percent, "learning rate"] == {99: 5e-3, 99.9: 3e-2}[percent]:
             assert table.loc[percent, "mean"] == pytest.approx(np.mean(list(finals(percent).values())), abs=1e-4)
-    assert {0, 99, 99.9} <= set(table.index)
+    assert {0, 99, 99.9, 99.99} <= set(table.index)
+    assert (table["runs"].drop(0) >= 3).all() and (table["std"].drop(0) > 0).all()  # every level has error bars
 
 
 def test_the_rate_is_chosen_on_training_prompts_only(runs):

@@ -214,7 +214,7 @@ def rates_item(setting: Setting, needed: Need) -> Item:
 def spectrum_items(setting: Setting, needed: Need) -> list[Item]:
     """Figure 4, and the paper's assumptions where gradients were kept whole."""
     collected = [run for run in needed.runs if run.path is not None and run.config.spectrum.mode is not Collect.none]
-    run = max(collected, key=lambda run: (run.config.spectrum.mode is Collect.exact, run.done), default=None)
+    run = max(collected, key=lambda run: (run.done, run.config.spectrum.mode is Collect.exact), default=None)
     if run is None or run.path is None:
         raise UserError("no run has gradients")
     header, steps, gram = stored_gram(run.path)
