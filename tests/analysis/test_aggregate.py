@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from mth.analysis import runs as module
 from mth.analysis.aggregate import bootstrap, curve, last, points, run_table, successes, tidy
-from mth.analysis.runs import Run, read_folder, read_mlflow
+from mth.analysis.runs import Collection, Run, merged, read_folder, read_mlflow
 from mth.config import identity, to_plain
 from mth.errors import UserError
 from mth.report import report
@@ -93,6 +93,13 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
 def run_of(name, values, seed=0):
     config = make_config(mask_seed=seed)
     return Run(name, config, identity(config), "finished", "", "", {}, [Entry(s, 0, {KEY: v}) for s, v in values])
+
+
+def test_runs_of_one_name_stay_two():
+    """As in MLflow, where a name tells model, sparsity and seed but not, say, the number of steps."""
+    both = merged([Collection("a", [run_of("same", [(0, 0.5)], 1)]), Collection("b", [run_of("same", [(0, 0.6)], 2)])])
+    assert len({run.name for run in both.runs}) == 2
+    assert points(both.runs).groupby("run", observed=True)["value"].sum().tolist() == [0.5, 0.6]
 
 
 def test_six_hundred_thousand_points():
