@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -614,9 +615,16 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def from_plain(data: Any) -> Config:
     """The inverse of `to_plain`: validates, and names a key that this version does not know."""
     try:
-        return load(OmegaConf.merge(OmegaConf.structured(Config), data))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), data))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"stored configuration does not fit this version of mth: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+@cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(Config)
 
 
 def read_config(path: Path) -> Config:
@@ -624,9 +632,10 @@ def read_config(path: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{path} does not exist: not a run folder of mth?")
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+    require(isinstance(data, dict), f"{path} is damaged (it holds no keys)")
     return from_plain(data)
 
 

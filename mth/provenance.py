@@ -29,6 +29,11 @@ def code_version() -> dict[str, Any]:
     return {"release": _release(), "commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
+def commit_name(code: dict[str, Any]) -> str:
+    """What `code_version` returned, in a word or two for people."""
+    return f"{(code.get('commit') or 'no git')[:12]}{' (changed)' if code.get('dirty') else ''}"
+
+
 def environment() -> dict[str, Any]:
     """Python, platform, and the version of every installed distribution."""
     packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}

@@ -1,7 +1,7 @@
 """python -m mth.report: every table and figure of the paper that the runs at hand allow, in one page.
 
-Reads a folder of runs (or, where no such folder is, the MLflow experiment of that name) and writes report/index.html with everything inside,
-each figure as PNG and SVG and each table as CSV and Markdown beside it, what is missing and the command that produces it.
+Reads folders of runs and, where a name is no such folder, the MLflow experiment of that name, and writes report/index.html with everything
+inside, each figure as PNG and SVG and each table as CSV and Markdown beside it, what is missing and the command that produces it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import io
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 PAPER = (
     ("table2", "Active parameters and learning rates (Table 2)", "Exact counts at the real shapes; the paper rounds them."),
-    ("table3", "Overlap of random masks (Table 3)", "All pairs of the five masks at the real shapes, counted exactly, from seeds alone."),
+    (
+        "table3",
+        "Overlap of random masks (Table 3)",
+        "All pairs of the five masks at the real shapes, counted exactly, from seeds alone; per tensor in table3_tensors.csv.",
+    ),
     (
         "table5",
         "Optimizer memory (Table 5)",
@@ -35,19 +40,29 @@ PAPER = (
 )
 
 
-def read(source: str, uri: str | None) -> "Collection":
-    """A folder's runs, or those of an MLflow experiment."""
-    from mth.analysis.runs import read_folder, read_mlflow
+def is_folder(source: str) -> bool:
+    """Whether a source is a folder of runs and not the name of an MLflow experiment (whatever other folder may have that name)."""
+    from mth.analysis.runs import run_folders
+
+    return "/" in source or source == "." or next(run_folders(Path(source)), None) is not None
+
+
+def read(sources: Sequence[str], uri: str | None) -> "Collection":
+    """The runs of folders and MLflow experiments; a run that several of them have counts once."""
+    from mth.analysis.runs import merged, read_folder, read_mlflow
     from mth.tracking import default_uri
 
-    if uri is None and (Path(source).is_dir() or "/" in source):
-        return read_folder(Path(source))
-    store = uri or default_uri(Path("multirun"))
-    require(
-        uri is not None or Path("multirun").is_dir(),
-        f"{source} is no folder, and there is no multirun/mlflow.db with an experiment of that name",
-    )
-    return read_mlflow(source, store)
+    collections = []
+    for source in sources:
+        if is_folder(source):
+            collections.append(read_folder(Path(source)))
+            continue
+        require(
+            uri is not None or Path("multirun/mlflow.db").is_file(),
+            f"{source} is no folder with runs of mth, and there is no multirun/mlflow.db with an experiment of that name",
+        )
+        collections.append(read_mlflow(source, uri or default_uri(Path("multirun"))))
+    return merged(collections)
 
 
 def settings_of(runs: "list[Run]") -> "list[list[Run]]":
@@ -94,8 +109,9 @@ def paper_section(out: Path) -> dict[str, Any]:
 
     shown = []
     for name, title, caption in tqdm(PAPER, desc="tables at the real shapes", unit="table"):
-        make = getattr(tables, f"table_{name.removeprefix('table')}")
-        shown.append(write_item(Item(name, title, caption, None, make()), out, ""))
+        made = getattr(tables, f"table_{name.removeprefix('table')}")()
+        table, data = (made[0], {f"{name}_tensors": made[1]}) if isinstance(made, tuple) else (made, {})
+        shown.append(write_item(Item(name, title, caption, None, table, None, data), out, ""))
     return {"title": "The paper's models: Tables 2, 3 and 5", "anchor": "paper", "shown": shown, "absent": []}
 
 
@@ -152,22 +168,29 @@ def html(table: "pd.DataFrame") -> str:
     return str(text.to_html(index=False, border=0))
 
 
-def report(source: str, out: Path | None, uri: str | None, metric: str, paper_tables: bool) -> Path:
-    """Write the report; returns its page. Raises UserError when there is nothing to read."""
+def require_metric(done: "list[Run]", metric: str) -> None:
+    """Raise UserError when no run has the metric on any evaluation task."""
+    keys = {key.split("/", 2)[2] for run in done for entry in run.entries for key in entry.metrics if key.startswith("eval/")}
+    require(metric in keys, f"--metric {metric}: no finished run has it; there is {', '.join(sorted(keys)) or 'no evaluation at all'}")
+
+
+def report(sources: Sequence[str], out: Path | None, uri: str | None, metric: str, paper_tables: bool) -> Path:
+    """Write the report; returns its page. Raises UserError when there is nothing to read, or nothing of the metric."""
     import jinja2
     from omegaconf import OmegaConf
 
-    from mth.analysis.aggregate import points, run_table
+    from mth.analysis.aggregate import run_table, tidy
     from mth.config import to_plain
     from mth.paths import PACKAGE
     from mth.provenance import code_version
 
-    collection = read(source, uri)
+    collection = read(sources, uri)
     done = [run for run in collection.runs if run.done]
     if not done:
         states = ", ".join(f"{count} {state}" for state, count in Counter(run.status for run in collection.runs).items())
         raise UserError(f"{collection.source} has no finished run ({states}); see python -m mth.grid status, and resume what was stopped")
-    out = out or (Path(source) / "report" if Path(source).is_dir() else Path(f"report-{source}"))
+    require_metric(done, metric)
+    out = out or (Path(sources[0]) / "report" if is_folder(sources[0]) else Path(f"report-{sources[0]}"))
     out.mkdir(parents=True, exist_ok=True)
     problems = list(collection.problems)
     problems += [
@@ -183,12 +206,11 @@ def report(source: str, out: Path | None, uri: str | None, metric: str, paper_ta
         )
     sections = result_sections(collection, metric, out) + ([paper_section(out)] if paper_tables else [])
     table = run_table(collection.runs).drop(columns="identity")
+    everything = tidy(collection.runs)
     for task in sorted({task for run in done for task in run.config.eval.tasks or []}):
-        frame = points(collection.runs).query("metric == @key", local_dict={"key": f"eval/{task}/{metric}"}).sort_values("step")
-        by_run = frame.groupby("run", observed=False)["value"]
+        by_run = everything[everything["metric"] == f"eval/{task}/{metric}"].sort_values("step").groupby("run", observed=False)["value"]
         table[f"{task} before"], table[f"{task} after"] = by_run.first().to_numpy(), by_run.last().to_numpy()
     table.to_csv(out / "runs.csv", index=False)
-    everything = points(collection.runs)
     kept = everything["metric"].astype(str).str.startswith("eval/") | (everything["metric"] == "reward/mean")
     everything[kept].to_csv(out / "points.csv", index=False)
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.status for run in collection.runs).items())
@@ -215,9 +237,9 @@ def report(source: str, out: Path | None, uri: str | None, metric: str, paper_ta
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mth.report", description=__doc__)
-    parser.add_argument("source", help="folder with runs at any depth (multirun), or the name of an MLflow experiment")
-    parser.add_argument("--out", type=Path, help="folder to write (default: report/ in the folder of runs)")
-    parser.add_argument("--tracking-uri", help="MLflow store or server of the experiment (default: multirun/mlflow.db)")
+    parser.add_argument("source", nargs="+", help="folder with runs at any depth (multirun), or the name of an MLflow experiment")
+    parser.add_argument("--out", type=Path, help="folder to write (default: report/ in the first folder of runs)")
+    parser.add_argument("--tracking-uri", help="MLflow store or server of the experiments (default: multirun/mlflow.db)")
     parser.add_argument(
         "--metric", default="pass_at_1", help="what figures show: the part behind eval/<task>/ (default pass_at_1; reward, ...)"
     )

@@ -17,6 +17,7 @@ from typing import Any
 from mth.config import Config, Store, flat, identity, to_plain
 from mth.errors import UserError
 from mth.files import read_json, write_json, write_text
+from mth.provenance import commit_name
 
 JOURNAL = "journal.jsonl"
 PLACES = ("run_dir", "resume", "checkpoint", "force", "detach")  # of this start, not of the run: MLflow refuses parameters that change
@@ -149,8 +150,8 @@ def _experiment_id(client: Any, name: str, artifacts: str | None) -> str:
 
 
 def run_tags(run_dir: Path, root: Path, grid: Path | None) -> dict[str, str]:
-    """Tags for the MLflow UI; `sweep` is the name of the grid, to filter and group by."""
-    tags = {"mth.run_dir": str(run_dir)}
+    """Tags for the MLflow UI: folder, commit of the code that ran, and `sweep`, the name of the grid, to filter and group by."""
+    tags = {"mth.run_dir": str(run_dir), "mth.commit": commit_name(read_json(run_dir / "run.json").get("code") or {})}
     if grid is None:
         return tags
     return tags | {"sweep": str(grid.relative_to(root)) if grid.is_relative_to(root) else grid.name}

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mth.analysis.needs import cells_of, need
-from mth.analysis.results import best_rates, selection_score
+from mth.analysis.rates import best_rates, selection_score
 from mth.analysis.runs import read_folder
 from mth.analysis.tables import table_2, table_3
 from mth.cells import check
@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(runs):
-    return report(str(runs), None, None, "pass_at_1", False).parent
+    return report([str(runs)], None, None, "pass_at_1", False).parent
 
 
 def finals(percent, family="random"):
@@ -79,7 +79,8 @@ def test_figure_3_has_the_recorded_numbers(made):
     for percent in (99, 99.9):
         if table.loc[percent, "learning rate"] == {99: 5e-3, 99.9: 3e-2}[percent]:
             assert table.loc[percent, "mean"] == pytest.approx(np.mean(list(finals(percent).values())), abs=1e-4)
-    assert {0, 99, 99.9} <= set(table.index)
+    assert {0, 99, 99.9, 99.99} <= set(table.index)
+    assert (table["runs"].drop(0) >= 3).all() and (table["std"].drop(0) > 0).all()  # every level has error bars
 
 
 def test_the_rate_is_chosen_on_training_prompts_only(runs):
@@ -135,17 +136,20 @@ def test_bad_runs_are_named_and_take_nothing_with_them(few, runs, capsys):
     )
     for name, file, content in (
         ("damaged", "config.yaml", "model: ["),
-        ("strange", "journal.jsonl", '{"step": "many"}\n'),
+        ("strange", "journal.jsonl", '{"step": "many", "time": 0, "metrics": {}}\n'),
+        ("words", "journal.jsonl", '{"step": 1, "time": 0, "metrics": {"reward/mean": "high"}}\n'),
+        ("nothing", "journal.jsonl", '{"step": 1, "time": 0, "metrics": null}\n'),
         ("empty", "journal.jsonl", ""),
     ):
         shutil.copytree(runs / "fig1/22-s99.0-m20", few / name)
         (few / name / file).write_text(content)
     shutil.copytree(runs / "fig1/23-s99.0-m30", few / "died")
     (few / "died/summary.json").write_text(json.dumps({"status": "failed", "reason": "out of memory"}))
-    page = report(str(few), None, None, "pass_at_1", False)
+    page = report([str(few)], None, None, "pass_at_1", False)
     noted = capsys.readouterr().err
     assert "Runs of 2 models (qwen2.5-0.5b, tiny)" in noted
-    assert "damaged" in noted and "strange" in noted and "died: failed: out of memory" in noted
+    assert all(re.search(rf"{name}: cannot be read", noted) for name in ("damaged", "strange", "words", "nothing"))
+    assert "died: failed: out of memory" in noted
     assert noted.count("Traceback") == 0
     sections = page.read_text()
     assert "tiny on arithmetic" in sections and "qwen2.5-0.5b on arithmetic" in sections
@@ -154,21 +158,68 @@ def test_bad_runs_are_named_and_take_nothing_with_them(few, runs, capsys):
 
 
 def test_what_cannot_be_shown_is_one_line_with_its_command(few, capsys):
-    report(str(few), None, None, "pass_at_1", False)
+    report([str(few)], None, None, "pass_at_1", False)
     noted = capsys.readouterr().err
     assert re.search(
         r"not shown: fig7_lr: no sparsity was run at two learning rates.* python -m mth.train -m experiment=fig7_lr model=tiny", noted
     )
     assert re.search(r"not shown: fig4_spectrum: no run has gradients", noted)
-    page = report(str(few), None, None, "charm", False)
-    assert "no finished run has the metric eval/arithmetic/charm" in page.read_text()
+    with pytest.raises(UserError, match="charm: no finished run has it; there is completion_tokens, pass_at_1, reward"):
+        report([str(few)], None, None, "charm", False)
+
+
+def test_runs_of_a_model_given_by_path_are_shown_like_any(few):
+    """Such a model has no file in conf/model and no learning rates of its own."""
+    for name in ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0"):
+        path = few / name / "config.yaml"
+        path.write_text(path.read_text().replace("path: null", "path: some/llama", 1).replace("lr_table: tiny", "lr_table: null"))
+    page = report([str(few)], None, None, "pass_at_1", False)
+    assert pd.read_csv(page.parent / "masks.csv").iloc[0]["masks"] == 1
+    text = page.read_text()
+    assert "llama on arithmetic" in text
+    assert "experiment=fig1_masks_1.5b model=tiny model.path=some/llama task=arithmetic train.steps=30 lr.value=RATE" in text
+
+
+def test_gradients_of_another_run_are_not_shown_as_this_ones(runs, few, capsys):
+    shutil.copytree(runs / "fig4/0-s0.0-m0", few / "fig4")
+    assert "spectrum.png" in report([str(few)], None, None, "pass_at_1", False).read_text()
+    header = json.loads((few / "fig4/spectrum/collection.json").read_text())
+    (few / "fig4/spectrum/collection.json").write_text(json.dumps(header | {"model": "qwen2.5-0.5b"}))
+    page = report([str(few)], None, None, "pass_at_1", False).read_text()
+    assert "spectrum.png" not in page
+    line = "fig4 has gradients of another run: their model is qwen2.5-0.5b, the run&#39;s is tiny"
+    assert line in page
+
+
+def test_exact_gradients_leave_nothing_of_figure_4_missing(made):
+    page = (made / "index.html").read_text()
+    assert "runs of fig4_spectrum are missing" not in page
+    assert pd.read_csv(made / "eigenvalues.csv")["number"].tolist() == list(range(1, 31))
+    vectors = pd.read_csv(made / "eigenvectors.csv")
+    assert vectors["cumulative share"].is_monotonic_increasing and (vectors["mu"] > 1).all()
+
+
+def test_collapsed_runs_are_counted_in_every_figure(made):
+    table = pd.read_csv(made / "structured.csv").set_index("mask")
+    assert table["collapsed"].to_dict()["first layer, whole layer"] == 1
+    assert table["collapsed"].sum() == 1
+
+
+def test_folders_and_mlflow_are_one_collection(few, runs, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    for name in ("fig1/22-s99.0-m20", "fig5_6/5-s99.0-m0"):
+        shutil.copytree(runs / name, other / name)
+    page = report([str(few), str(other)], None, None, "pass_at_1", False)
+    assert page.parent == few / "report"
+    assert pd.read_csv(page.parent / "masks.csv").iloc[0]["masks"] == 2  # the mask that both have counts once
+    assert "repeats of a run that is shown" in page.read_text()
 
 
 def test_no_finished_run_is_one_line(few):
     for name in ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0"):
         (few / name / "summary.json").unlink()
     with pytest.raises(UserError, match=r"has no finished run \(2 unfinished\)"):
-        report(str(few), None, None, "pass_at_1", False)
+        report([str(few)], None, None, "pass_at_1", False)
 
 
 def test_command_line(tmp_path):
@@ -176,7 +227,10 @@ def test_command_line(tmp_path):
         return subprocess.run([sys.executable, "-m", "mth.report", *arguments], capture_output=True, text=True, cwd=tmp_path)
 
     assert "--skip-paper-tables" in call("--help").stdout
-    for arguments, line in (([str(tmp_path)], "has no runs of mth"), (["nothere"], "is no folder, and there is no multirun/mlflow.db")):
+    for arguments, line in (
+        ([str(tmp_path)], "has no runs of mth"),
+        (["nothere"], "is no folder with runs of mth, and there is no multirun/mlflow.db"),
+    ):
         result = call(*arguments)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert line in result.stderr
@@ -187,7 +241,10 @@ def test_tables_2_and_3_at_the_real_shapes():
     assert table.loc[("qwen2.5-1.5b", 99), "active"] == 15_436_967
     assert table.loc[("qwen2.5-0.5b", 99.9), "tensors with none"] == 121
     assert (table["learning rate"] == table["learning rate, paper"]).all()
-    overlap = table_3(["qwen2.5-0.5b"])
+    overlap, tensors = table_3(["qwen2.5-0.5b"])
+    assert len(tensors) == 3 * 290
+    largest = tensors[(tensors["sparsity %"] == 99) & (tensors["tensor"] == "model.embed_tokens.weight")].iloc[0]
+    assert largest["mean"] == pytest.approx(largest["p/(2-p)"], rel=0.02)
     assert overlap["pairs"].tolist() == [10, 10, 10]
     assert overlap["mean"].iloc[0] == pytest.approx(overlap["p/(2-p)"].iloc[0], rel=0.01)
     assert overlap["paper"].tolist() == ["0.005", "0.0005", "0.000055"]

@@ -12,7 +12,7 @@ COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def panels(count: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+def panels(count: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes side by side."""
     figure = Figure(figsize=(max(6.4, 5.2 * count), height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -20,6 +20,11 @@ def panels(count: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
+
+
+def legend_below(axes: Axes) -> None:
+    """A legend outside, where there is no telling which part of the axes stays free."""
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def full_line(axes: Axes, curve: pd.DataFrame) -> None:
@@ -31,7 +36,9 @@ def masks(axes: Axes, curves: Sequence[pd.Series], mean: pd.DataFrame, full: pd.
     """One thin line per mask, their mean with a band of one std, full training dashed (paper, Figures 1 and 2)."""
     for number, values in enumerate(curves):
         axes.plot(values.index, values, color=SKY, linewidth=0.7, alpha=0.8, label="one mask" if number == 0 else None)
-    axes.fill_between(mean.index, mean["mean"] - mean["std"], mean["mean"] + mean["std"], color=BLUE, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        mean.index, mean["mean"] - mean["std"], mean["mean"] + mean["std"], color=BLUE, alpha=0.3, linewidth=0, label="one std"
+    )
     axes.plot(mean.index, mean["mean"], color=BLUE, linewidth=2, label=label)
     if len(full):
         full_line(axes, full)
@@ -50,7 +57,7 @@ def curves(axes: Axes, named: Mapping[str, pd.DataFrame], full: pd.DataFrame) ->
     if len(full):
         full_line(axes, full)
     axes.set(xlabel="optimizer step", ylabel="pass@1")
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(axes)
 
 
 def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tuple[float, bool]]], full: float, base: float) -> None:
@@ -63,7 +70,8 @@ def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tupl
             dots = [value for value, collapsed in values[percent] if collapsed != good]
             axes.scatter(np.full(len(dots), x + 0.12), dots, s=18, marker=marker, color=color, zorder=3)
     axes.scatter([], [], s=18, color=SKY, label="one mask")
-    axes.scatter([], [], s=18, marker="x", color=ORANGE, label="one mask, run collapsed")
+    if any(collapsed for percent in table["sparsity"] for _, collapsed in values[percent]):
+        axes.scatter([], [], s=18, marker="x", color=ORANGE, label="one mask, run collapsed")
     if np.isfinite(full):
         axes.axhline(full, linestyle="--", color=BLACK, linewidth=1.6, label="full training")
     if np.isfinite(base):
@@ -75,7 +83,7 @@ def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tupl
         xlabel="sparsity (% of entries frozen)",
         ylabel="pass@1 after training",
     )
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(axes)
 
 
 def rates(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> None:
@@ -92,7 +100,7 @@ def rates(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> Non
         axes.scatter(best["lr"], best["mean"], s=130, facecolors="none", edgecolors=color, linewidths=1.4, zorder=4)
     axes.scatter([], [], s=110, facecolors="none", edgecolors="gray", label="chosen on training prompts")
     axes.set(xscale="log", xlabel="learning rate", ylabel="pass@1 after training")
-    axes.legend(fontsize=8, frameon=False)
+    legend_below(axes)
 
 
 def spectra(axes: Sequence[Axes], eigenvalues: Mapping[str, np.ndarray], error: float) -> None:

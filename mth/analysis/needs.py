@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from mth.analysis.runs import Run
 from mth.cells import expand
 from mth.compose import compose
-from mth.config import Config, essence, flat, identity, load
+from mth.config import TASK_OF, Config, essence, flat, identity, load
 
 # What the paper's experiments vary; everything else together is a setting.
 VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")
@@ -20,13 +20,17 @@ VALUE_KEYS = ("mask_seed",)
 
 @dataclass(frozen=True)
 class Need:
-    """runs: of the setting that belong to the experiment. cells: identities it consists of. missing: how many of them are not done."""
+    """runs: of the setting that belong to the experiment. cells: identities it consists of. missing: how many of them are not done.
+
+    mask_seeds: those that the experiment names.
+    """
 
     experiment: str
     runs: list[Run]
     cells: list[str]
     missing: int
     command: str
+    mask_seeds: frozenset[int] = frozenset()
 
 
 def setting(config: Config) -> str:
@@ -42,16 +46,23 @@ def kind(config: Config, ignore: Sequence[str]) -> str:
 def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[str] = ("mask_seed",)) -> Need:
     """The runs of a setting (that of `config`) that belong to an experiment, and what is missing of it.
 
-    A run belongs when it is one of the experiment's cells up to `ignore`: further masks, or learning rates, count as well.
+    A run belongs when it is one of the experiment's cells up to `ignore`: further masks, or learning rates, count as well. Learning rates of a
+    model given by path, which has no table of them, are all its own.
     """
     arguments = [f"experiment={experiment}", f"model={config.model.name}", f"task={config.task.name}"]
+    if config.model.name not in TASK_OF:  # no file in conf/model: that of `tiny` with a path
+        arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
     arguments += _differences(load(compose(arguments)), config)
     cells = cells_of(arguments)
+    typed = arguments
+    if any(cell.lr.value is None for cell in cells):
+        ignore, typed = (*ignore, "lr"), [*arguments, "lr.value=RATE"]
     kinds = {kind(cell, ignore) for cell in cells}
     names = list(dict.fromkeys(identity(cell) for cell in cells))
     done = {run.identity for run in runs if run.done}
-    command = " ".join(["python -m mth.train -m", *(_quoted(argument) for argument in arguments)])
-    return Need(experiment, [run for run in runs if kind(run.config, ignore) in kinds], names, len(set(names) - done), command)
+    command = " ".join(["python -m mth.train -m", *(_quoted(argument) for argument in typed)])
+    belonging = [run for run in runs if kind(run.config, ignore) in kinds]
+    return Need(experiment, belonging, names, len(set(names) - done), command, frozenset(cell.mask_seed for cell in cells))
 
 
 def cells_of(arguments: Sequence[str]) -> list[Config]:

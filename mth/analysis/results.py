@@ -1,9 +1,10 @@
 """From the runs of one setting (same model, task, steps, algorithm) to the report's items: a figure, a table, what is missing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,24 +13,25 @@ from matplotlib.figure import Figure
 from mth.analysis import draw
 from mth.analysis.aggregate import curve, last, series, successes, summary
 from mth.analysis.needs import Need, need
+from mth.analysis.rates import LAST_STEPS, at_best_rates, best_rates, selection_score
 from mth.analysis.runs import Run
-from mth.analysis.spectrum import center, eigenvalue_error, spectrum, stored_gram
-from mth.analysis.tables import overlap_table
+from mth.analysis.spectrum import center, spectrum, stored_gram
+from mth.analysis.tables import overlap_tables
 from mth.analysis.theory import stored_theory
-from mth.config import MaskFamily
+from mth.config import Collect, MaskFamily
 from mth.errors import UserError
 
-LAST_STEPS = 10  # training steps whose reward chooses a learning rate
 RANK = 8  # of the subspace in the theory's figures
 THEORY_LEVELS = (50, 90, 99, 99.9, 99.99)
 THEORY_SEEDS = (0, 10, 42)
+INTERVAL = "low, high: 95 % interval of the mean, bootstrap over masks."
 
 
 @dataclass
 class Item:
     """One part of a report. need: the experiment behind it, and what of it is missing. data: further tables, written as CSV only.
 
-    advice: further commands that would improve it.
+    advice: what would improve it, and the commands for that.
     """
 
     slug: str
@@ -39,7 +41,7 @@ class Item:
     table: pd.DataFrame | None = None
     need: Need | None = None
     data: dict[str, pd.DataFrame] = field(default_factory=dict)
-    advice: list[str] = field(default_factory=list)
+    advice: tuple[str, list[str]] = ("", [])
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Setting:
 
     def usable(self, runs: Sequence[Run], task: str) -> list[Run]:
         """Runs that are done and have the metric. Raises UserError when there are none."""
+        if not any(run.done for run in runs):
+            raise UserError("no finished run here is one of its runs")
         found = [run for run in runs if run.done and len(series(run, self.key(task)))]
         if not found:
             raise UserError(f"no finished run has the metric {self.key(task)}")
@@ -78,13 +82,13 @@ def masks_item(setting: Setting, needed: Need) -> Item:
     figure, axes = draw.panels(len(setting.tasks))
     rows, words = [], []
     for task, each in zip(setting.tasks, axes, strict=True):
-        runs = setting.usable(needed.runs, task)
+        runs = at_best_rates(setting.usable(needed.runs, task))
         key = setting.key(task)
         full, sparse = [run for run in runs if is_full(run)], [run for run in runs if not is_full(run)]
         if not sparse:
             raise UserError(f"no finished run of {needed.experiment} has a mask")
         percent = sparse[0].config.sparsity.percent
-        draw.masks(each, [series(run, key) for run in sparse], curve(sparse, key), curve(full, key), f"mean and std of {len(sparse)} masks")
+        draw.masks(each, [series(run, key) for run in sparse], curve(sparse, key), curve(full, key), f"mean of {len(sparse)} masks")
         each.set(title=f"{task}, {percent:g} % sparsity", ylabel=_label(setting))
         finals = [last(run, key) for run in sparse]
         reference = float(np.mean([last(run, key) for run in full])) if full else float("nan")
@@ -95,28 +99,8 @@ def masks_item(setting: Setting, needed: Need) -> Item:
             row |= {"successes": hits, "threshold": round(threshold, 4)}
             words.append(f"{task}: {hits} of {count} masks at or above full training minus one std of the masks ({threshold:.3f}).")
         rows.append(row)
-    caption = " ".join(["Thin lines are masks, the band is one std, full training is dashed.", *words])
+    caption = " ".join([f"Thin lines are masks, the band is one std, full training is dashed. {INTERVAL}", *words])
     return Item("masks", "Many random masks (Figures 1 and 2)", caption, figure, pd.DataFrame(rows), needed)
-
-
-def selection_score(run: Run) -> float:
-    """Mean reward of the last training steps: on training prompts, so that what is chosen by it can be reported on held-out ones."""
-    values = series(run, "reward/mean")
-    return float(values.iloc[-LAST_STEPS:].mean()) if len(values) else float("nan")
-
-
-def best_rates(runs: Sequence[Run]) -> dict[float, float]:
-    """Learning rate per sparsity with the highest `selection_score`, compared on the mask seeds that all rates of the level have."""
-    chosen = {}
-    for percent in sorted({run.config.sparsity.percent for run in runs}):
-        by_rate: dict[float, dict[int, float]] = {}
-        for run in runs:
-            if run.config.sparsity.percent == percent:
-                by_rate.setdefault(run.config.lr.value or 0, {})[run.config.mask_seed] = selection_score(run)
-        common = set.intersection(*map(set, by_rate.values()))
-        score = {rate: np.mean([value for seed, value in seeds.items() if seed in common or not common]) for rate, seeds in by_rate.items()}
-        chosen[percent] = max(score, key=lambda rate: (np.nan_to_num(score[rate], nan=-1.0), -rate))
-    return chosen
 
 
 def sparsity_item(setting: Setting, needed: Need) -> Item:
@@ -135,7 +119,8 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
             finals = [last(run, key) for run in here]
             dots[percent] = [(value, run.status == "collapsed") for value, run in zip(finals, here, strict=True)]
             tried = len({run.config.lr.value for run in level})
-            unseen = sorted({run.config.mask_seed for run in level} - {run.config.mask_seed for run in here})
+            others = {run.config.mask_seed for run in level} & needed.mask_seeds
+            unseen = sorted(others - {run.config.mask_seed for run in here})
             if unseen:  # the best rate has fewer masks than another one
                 seeds = ",".join(map(str, unseen))
                 advice.append(f"{needed.command} sparsity.percent={percent:g} lr.value={rate:g} mask_seed={seeds}")
@@ -150,10 +135,11 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
         tables.append(table)
     caption = (
         f"Each level at the learning rate with the highest mean reward of the last {LAST_STEPS} training steps (training prompts), among "
-        "those that were run, compared on the masks that all rates share; reported on held-out prompts. Bars: one std over masks. Interval: 95 %, bootstrap over masks."
+        "those that were run, compared on the masks that all rates share; reported on held-out prompts. "
+        f"Bars: one std over masks. {INTERVAL}"
     )
     item = Item("sparsity", "Result by sparsity (Figure 3)", caption, figure, _rounded_frame(pd.concat(tables)), needed)
-    item.advice = list(dict.fromkeys(advice))
+    item.advice = ("Levels whose best rate has fewer masks than another rate:", list(dict.fromkeys(advice)))
     return item
 
 
@@ -167,18 +153,25 @@ def structured_item(setting: Setting, needed: Need) -> Item:
         groups: dict[str, list[Run]] = {}
         for run in runs:
             groups.setdefault(_mask_name(run), []).append(run)
-        draw.curves(
-            each,
-            {name: curve(group, key) for name, group in groups.items() if name != "full training"},
-            curve(groups.get("full training", []), key),
-        )
+        groups = {name: at_best_rates(group) for name, group in groups.items()}
+        collapsed = {name: sum(run.status == "collapsed" for run in group) for name, group in groups.items()}
+        named = {
+            name + (f" ({collapsed[name]} of {len(group)} collapsed)" if collapsed[name] else ""): curve(group, key)
+            for name, group in groups.items()
+            if name != "full training"
+        }
+        draw.curves(each, named, curve(groups.get("full training", []), key))
         each.set(title=task, ylabel=_label(setting))
         for name, group in groups.items():
             active = sorted(int(run.facts["active_parameters"]) for run in group if "active_parameters" in run.facts)
-            rows.append(
-                {"task": task, "mask": name, "active": active[0] if active else None} | _rounded(summary([last(run, key) for run in group]))
+            row = {"task": task, "mask": name, "active": active[0] if active else None} | _rounded(
+                summary([last(run, key) for run in group])
             )
-    caption = "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed."
+            rows.append(row | {"collapsed": collapsed[name]})
+    caption = (
+        "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed. "
+        f"{INTERVAL}"
+    )
     return Item("structured", "Single layers against a random mask (Figures 5 and 6)", caption, figure, pd.DataFrame(rows), needed)
 
 
@@ -199,33 +192,37 @@ def rates_item(setting: Setting, needed: Need) -> Item:
     for task, each in zip(setting.tasks, axes, strict=True):
         key = setting.key(task)
         runs = setting.usable(needed.runs, task)
-        rows = []
+        rows, chosen = [], best_rates(runs)
         for percent, rate in sorted({(run.config.sparsity.percent, run.config.lr.value or 0) for run in runs}):
             here = [run for run in runs if (run.config.sparsity.percent, run.config.lr.value) == (percent, rate)]
             row = {"task": task, "sparsity": percent, "lr": rate} | summary([last(run, key) for run in here])
             score, collapsed = np.mean([selection_score(run) for run in here]), sum(run.status == "collapsed" for run in here)
-            rows.append(row | {"reward on training prompts": score, "collapsed": collapsed})
+            rows.append(row | {"reward on training prompts": score, "chosen": chosen[percent] == rate, "collapsed": collapsed})
         table = pd.DataFrame(rows)
         if table.groupby("sparsity")["lr"].nunique().max() < 2:
             raise UserError("no sparsity was run at two learning rates")
-        draw.rates(each, table, best_rates(runs))
+        draw.rates(each, table, chosen)
         each.set(title=task, ylabel=f"{_label(setting)}, after training")
         tables.append(table)
     caption = (
-        f"Ring: the rate with the highest mean reward of the last {LAST_STEPS} training steps at that sparsity. Bars: one std over masks."
+        f"Ring: the rate with the highest mean reward of the last {LAST_STEPS} training steps at that sparsity, compared on the masks that all "
+        f"its rates share. Bars: one std over masks. {INTERVAL}"
     )
     return Item("learning_rates", "Learning rates (Figure 7)", caption, figure, _rounded_frame(pd.concat(tables)), needed)
 
 
 def spectrum_items(setting: Setting, needed: Need) -> list[Item]:
     """Figure 4, and the paper's assumptions where gradients were kept whole."""
-    run = next((run for run in needed.runs if run.path is not None and (run.path / "spectrum").is_dir()), None)
+    collected = [run for run in needed.runs if run.path is not None and run.config.spectrum.mode is not Collect.none]
+    run = max(collected, key=lambda run: (run.done, run.config.spectrum.mode is Collect.exact), default=None)
     if run is None or run.path is None:
         raise UserError("no run has gradients")
     header, steps, gram = stored_gram(run.path)
+    _check_collection(run, header)
     exact = header["mode"] == "exact"
-    error = 0.0 if exact else eigenvalue_error(gram, header["width"])
-    both = {"uncentred": spectrum(gram, error), "centred": spectrum(center(gram), error)}
+    width = None if exact else header["width"]
+    both = {"uncentred": spectrum(gram, width), "centred": spectrum(center(gram), width)}
+    error = max(each.error for each in both.values())
     figure, axes = draw.panels(2)
     draw.spectra(axes, {name: each.eigenvalues for name, each in both.items()}, error)
     table = pd.DataFrame({name: each.ranks for name, each in both.items()}).round(2).rename_axis("effective rank").reset_index()
@@ -234,15 +231,25 @@ def spectrum_items(setting: Setting, needed: Need) -> list[Item]:
         f"{len(steps)} gradients of {header['entries']:,} entries, one per step before clipping, from {how}. "
         "The paper's effective rank of about 44 (150 gradients, Qwen2.5-0.5B) does not say its definition."
     )
-    items = [Item("spectrum", "Spectrum of the gradients (Figure 4)", caption, figure, table, needed)]
-    eigenvalues = pd.DataFrame({name: each.eigenvalues for name, each in both.items()})
-    items[0].data = {"eigenvalues": eigenvalues.rename_axis("number").reset_index()}
-    if exact and is_full(run):
-        items.append(theory_item(run, run.path, min(RANK, len(steps) - 1)))
-    return items
+    eigenvalues = pd.DataFrame({"number": np.arange(1, len(steps) + 1)} | {name: each.eigenvalues for name, each in both.items()})
+    needed = replace(needed, missing=0 if run.done else 1)  # gradients kept in the other mode are as good
+    item = Item("spectrum", "Spectrum of the gradients (Figure 4)", caption, figure, table, needed, {"eigenvalues": eigenvalues})
+    if not exact:
+        item.advice = ("The assumptions of appendix F need whole gradients:", [f"{needed.command} spectrum.mode=exact"])
+        return [item]
+    return [item, theory_item(run, run.path, min(RANK, len(steps) - 1), both["uncentred"].cumulative)]
 
 
-def theory_item(run: Run, path: Path, rank: int) -> Item:
+def _check_collection(run: Run, header: dict[str, Any]) -> None:
+    """Raise UserError when the gradients in a run's folder are not that run's."""
+    own = {"model": run.config.model.name, "task": run.config.task.name, "mode": run.config.spectrum.mode.name}
+    own |= {"mask_sha256": run.facts["mask_sha256"]} if "mask_sha256" in run.facts else {}
+    for key, value in own.items():
+        if header.get(key) != value:
+            raise UserError(f"{run.name} has gradients of another run: their {key} is {header.get(key)}, the run's is {value}")
+
+
+def theory_item(run: Run, path: Path, rank: int, cumulative: np.ndarray) -> Item:
     """Assumptions F.1 and F.2, lemma F.6 and proposition 5.2 on the gradients of a run of full training."""
     from mth.policy import parameter_shapes
 
@@ -257,7 +264,9 @@ def theory_item(run: Run, path: Path, rank: int) -> Item:
         f"Left: the restricted Gram matrix of {len(THEORY_SEEDS)} random masks per size against lemma F.6 (delta = 0.05). Right: relative error "
         "in the Fisher norm when an update of the top subspace is replaced by one on the mask's entries."
     )
-    return Item("theory", "The assumptions of appendix F on these gradients", caption, figure, _rounded_frame(table, 5), None)
+    each = {"number": np.arange(1, rank + 1), "cumulative share": cumulative[:rank], "mu": facts["mu"]}
+    data = {"eigenvectors": pd.DataFrame(each)}
+    return Item("theory", "The assumptions of appendix F on these gradients", caption, figure, _rounded_frame(table, 5), None, data)
 
 
 def overlap_item(setting: Setting) -> Item:
@@ -272,8 +281,9 @@ def overlap_item(setting: Setting) -> Item:
     from mth.policy import parameter_shapes
 
     config = setting.runs[0].config
-    table = overlap_table(config.model.name, parameter_shapes(config.model), several)
-    return Item("overlap", "Overlap of the masks trained here (Table 3)", "Jaccard similarity of all pairs, counted exactly.", None, table)
+    table, tensors = overlap_tables(config.model.name, parameter_shapes(config.model), several)
+    caption = "Jaccard similarity of all pairs, counted exactly; per tensor in overlap_tensors.csv."
+    return Item("overlap", "Overlap of the masks trained here (Table 3)", caption, None, table, None, {"overlap_tensors": tensors})
 
 
 def memory_item(setting: Setting) -> Item:
@@ -281,11 +291,10 @@ def memory_item(setting: Setting) -> Item:
     rows = []
     for run in setting.runs:
         parts = run.facts.get("ticket_bytes")
-        if run.done and parts:
+        if run.done and parts and "active_parameters" in run.facts:
             row = {"mask": _mask_name(run), "sparsity %": run.config.sparsity.percent, "active": run.facts["active_parameters"]}
-            rows.append(
-                row | {f"{key} KiB": value / 1024 for key, value in parts.items()} | {"peak MiB": run.facts["peak_memory_bytes"] / 2**20}
-            )
+            peak = run.facts.get("peak_memory_bytes", float("nan"))
+            rows.append(row | {f"{key} KiB": value / 1024 for key, value in parts.items()} | {"peak MiB": peak / 2**20})
     if not rows:
         raise UserError("no finished run says what it allocated")
     table = pd.DataFrame(rows).groupby(["sparsity %", "mask", "active"], as_index=False).mean(numeric_only=True)
@@ -323,11 +332,19 @@ def builders(setting: Setting) -> list[tuple[str, Need | None, Builder]]:
     result: list[tuple[str, Need | None, Builder]] = []
     for names, make, ignore in EXPERIMENTS:
         mine = names[1] if len(names) > 1 and "0.5b" in setting.runs[0].config.model.name else names[0]
-        needed = need(mine, setting.runs[0].config, setting.runs, ignore)
+        try:
+            needed = need(mine, setting.runs[0].config, setting.runs, ignore)
+        except UserError as error:  # a setting that conf/ cannot express
+            result.append((mine, None, partial(_refuse, error)))
+            continue
         result.append((mine, needed, partial(_listed, make, setting, needed)))
     result.append(("overlap", None, lambda: [overlap_item(setting)]))
     result.append(("memory", None, lambda: [memory_item(setting)]))
     return result
+
+
+def _refuse(error: UserError) -> list[Item]:
+    raise error
 
 
 def _listed(make: Callable[[Setting, Need], Item | list[Item]], setting: Setting, needed: Need) -> list[Item]:

@@ -1,8 +1,10 @@
 """Finished, failed and half-finished runs of a folder or of an MLflow experiment, as they are: nothing is dropped silently."""
 
+import math
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import yaml
 from mth.config import Config, from_plain, identity, read_config
 from mth.errors import UserError
 from mth.files import read_json
+from mth.provenance import commit_name
 from mth.runs import DONE, is_locked
-from mth.tracking import Entry, mlflow_client, read_journal
+from mth.tracking import JOURNAL, Entry, mlflow_client, read_journal
 
 PATIENCE_S = 10.0  # for a store that another process has locked
 NOT_RUNS = {"code", "checkpoints", "base", "spectrum", "report", "mlartifacts"}
@@ -75,11 +78,20 @@ def read_run(path: Path, root: Path) -> Run:
     config = read_config(path / "config.yaml")
     summary, run = read_json(path / "summary.json"), read_json(path / "run.json")
     status = "running" if is_locked(path) else summary.get("status") or "unfinished"
-    code = run.get("code") or {}
-    commit = f"{(code.get('commit') or 'no git')[:12]}{' (changed)' if code.get('dirty') else ''}"
     name = "." if path == root else str(path.relative_to(root))
     changed = (path / "journal.jsonl").stat().st_mtime if (path / "journal.jsonl").is_file() else 0.0
-    return Run(name, config, identity(config), status, summary.get("reason") or "", commit, summary, read_journal(path), path, changed)
+    entries = read_journal(path)
+    _check_numbers(entries)
+    commit = commit_name(run.get("code") or {})
+    return Run(name, config, identity(config), status, summary.get("reason") or "", commit, summary, entries, path, changed)
+
+
+def _check_numbers(entries: list[Entry]) -> None:
+    """Raise ValueError unless every entry is a whole step with numbers."""
+    for entry in entries:
+        sound = type(entry.step) is int and isinstance(entry.metrics, dict)
+        if not sound or not all(isinstance(value, int | float) for value in entry.metrics.values()):
+            raise ValueError(f"{JOURNAL} has a line that is not a step with numbers, step {entry.step!r}")
 
 
 def read_mlflow(experiment: str, uri: str) -> Collection:
@@ -102,7 +114,9 @@ def read_mlflow(experiment: str, uri: str) -> Collection:
             entries = [Entry(step, 0, metrics) for step, metrics in sorted(points.items())]
             status = tags.get("mth.status") or "unfinished"
             facts: dict[str, Any] = {key: int(params[key]) for key in ("active_parameters", "total_parameters") if key in params}
-            runs.append(Run(name, config, identity(config), status, tags.get("mth.reason", ""), "see MLflow", facts, entries))
+            runs.append(
+                Run(name, config, identity(config), status, tags.get("mth.reason", ""), tags.get("mth.commit", "unknown"), facts, entries)
+            )
         except (UserError, ValueError, KeyError) as error:
             problems.append(f"MLflow run {name}: cannot be read ({_first_line(error)})")
     return _checked(Collection(f"MLflow experiment {experiment}", runs, problems))
@@ -126,10 +140,10 @@ def _from_sqlite(experiment: str, path: Path) -> list[MlflowRow]:
         for number, table in ((1, "params"), (2, "tags")):
             for run, key, value in store.execute(f"SELECT run_uuid, key, value FROM {table} WHERE {here}", found):
                 result[run][number][key] = value  # type: ignore[index]
-        for run, key, value, step in store.execute(
-            f"SELECT run_uuid, key, value, step FROM metrics WHERE {here} ORDER BY timestamp", found
+        for run, key, value, step, is_nan in store.execute(
+            f"SELECT run_uuid, key, value, step, is_nan FROM metrics WHERE {here} ORDER BY timestamp", found
         ):
-            result[run][3].setdefault(step, {})[key] = value
+            result[run][3].setdefault(step, {})[key] = math.nan if is_nan else value  # a NaN is kept as 0
     return list(result.values())
 
 
@@ -174,8 +188,23 @@ def _nested(params: dict[str, str]) -> dict[str, Any]:
     return result
 
 
+def merged(collections: Sequence[Collection]) -> Collection:
+    """Several sources as one: a run that more than one of them has counts once, by the first."""
+    if len(collections) == 1:
+        return collections[0]
+    all_of = Collection(", ".join(each.source for each in collections), [run for each in collections for run in each.runs])
+    for each in collections:
+        all_of.problems += each.problems
+        for name, others in each.repeats.items():
+            all_of.repeats.setdefault(name, []).extend(others)
+    return _checked(all_of)
+
+
 def _checked(collection: Collection) -> Collection:
-    """One run per identity: the one that is done, else the one that got furthest, else the newest; the others are named as repeats."""
+    """One run per identity: the one that is done, else the one that got furthest, else the newest; the others are named as repeats.
+
+    Runs of one name, as MLflow may have them, get their identity behind it.
+    """
     if not collection.runs:
         more = f"; {collection.problems[0]}" if collection.problems else ""
         raise UserError(f"{collection.source} has no runs of mth{more}")
@@ -189,6 +218,10 @@ def _checked(collection: Collection) -> Collection:
         best[run.identity] = better
         collection.repeats.setdefault(run.identity, []).append(worse.name)
     collection.runs = list(best.values())
+    names = Counter(run.name for run in collection.runs)
+    for run in collection.runs:
+        if names[run.name] > 1:
+            run.name = f"{run.name} ({run.identity})"
     return collection
 
 

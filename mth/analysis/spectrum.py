@@ -16,8 +16,8 @@ SHARES = (0.90, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Spectrum:
-    """eigenvalues [T], descending, of the Gram matrix [T, T]. cumulative [T]: share of the first i. error: of a Gram entry, relative to the
-    product of the two norms (0 for exact gradients).
+    """eigenvalues [T], descending, of the Gram matrix [T, T]. cumulative [T]: share of the first i. error: of an eigenvalue, as a share of
+    their sum (0 for exact gradients).
     """
 
     gram: np.ndarray
@@ -49,8 +49,9 @@ def center(gram: np.ndarray) -> np.ndarray:
     return gram - row[:, None] - row[None, :] + row.mean()
 
 
-def spectrum(gram: np.ndarray, error: float = 0.0) -> Spectrum:
-    """Eigenvalues of a Gram matrix, their cumulative share, and effective ranks."""
+def spectrum(gram: np.ndarray, width: int | None = None) -> Spectrum:
+    """Eigenvalues of a Gram matrix, their cumulative share, and effective ranks. width: of the sketches that it was made of, None for exact."""
+    error = 0.0 if width is None else eigenvalue_error(gram, width)
     eigenvalues = np.clip(np.linalg.eigvalsh(gram)[::-1], 0, None)
     return Spectrum(gram, eigenvalues, np.cumsum(eigenvalues) / eigenvalues.sum(), effective_ranks(eigenvalues), error)
 

@@ -1,5 +1,6 @@
 """Tables 2, 3 and 5 at the real Qwen2.5 shapes, the paper's figures beside ours. No weights, no runs: architectures and seeds only."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -55,24 +56,32 @@ def table_2(models: Sequence[str] = MODELS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overlap_table(model: str, shapes: Shapes, levels: dict[float, list[int]]) -> pd.DataFrame:
-    """Mean Jaccard similarity of all pairs of random masks; levels: sparsity -> mask seeds."""
-    rows = []
+def overlap_tables(model: str, shapes: Shapes, levels: dict[float, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean Jaccard similarity of all pairs of random masks, in total and per tensor; levels: sparsity -> mask seeds."""
+    rows, tensors = [], []
     for percent, seeds in levels.items():
-        pairs = overlap(shapes, [Mask(seed, percent) for seed in seeds]).pairs()
+        found = overlap(shapes, [Mask(seed, percent) for seed in seeds])
+        pairs = found.pairs()
+        for name in found.tensors:
+            within = found.pairs(name)  # NaN where the level leaves this tensor no entry
+            row = {"model": model, "sparsity %": percent, "tensor": name, "entries": math.prod(shapes[name])}
+            tensors.append(
+                row | {"mean": within.mean(), "smallest": within.min(), "largest": within.max(), "p/(2-p)": expected_jaccard(percent)}
+            )
         row = {"model": model, "sparsity %": percent, "masks": len(seeds), "pairs": pairs.size}
         figures = {"mean": pairs.mean(), "smallest": pairs.min(), "largest": pairs.max(), "p/(2-p)": expected_jaccard(percent)}
         paper = PAPER_JACCARD.get(model, {}).get(percent, "")
         rows.append(row | ({"paper": paper} if model in PAPER_JACCARD else {}) | {key: float(value) for key, value in figures.items()})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), pd.DataFrame(tensors)
 
 
-def table_3(models: Sequence[str] = MODELS) -> pd.DataFrame:
-    """Overlap of the masks that conf/experiment/table3_overlap.yaml names."""
+def table_3(models: Sequence[str] = MODELS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Overlap of the masks that conf/experiment/table3_overlap.yaml names, in total and per tensor."""
     levels: dict[float, list[int]] = {}
     for config in cells_of(["experiment=table3_overlap"]):
         levels.setdefault(config.sparsity.percent, []).append(config.mask_seed)
-    return pd.concat([overlap_table(model, real_shapes(model), levels) for model in models], ignore_index=True)
+    total, tensors = zip(*(overlap_tables(model, real_shapes(model), levels) for model in models), strict=True)
+    return pd.concat(total, ignore_index=True), pd.concat(tensors, ignore_index=True)
 
 
 def table_5(models: Sequence[str] = MODELS) -> pd.DataFrame:

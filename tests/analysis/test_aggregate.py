@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from mth.analysis import runs as module
 from mth.analysis.aggregate import bootstrap, curve, last, points, run_table, successes, tidy
-from mth.analysis.runs import Run, read_folder, read_mlflow
+from mth.analysis.runs import Collection, Run, merged, read_folder, read_mlflow
 from mth.config import identity, to_plain
 from mth.errors import UserError
 from mth.report import report
@@ -71,15 +71,16 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
     tracker = Tracker(config, folder, tmp_path, -1, {"active_parameters": 5}, {})
     assert isinstance(tracker.writer, MlflowWriter)
     for step in range(3):
-        tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4})
+        tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4, "entropy": float("nan") if step == 1 else 1.0})
     tracker.close("FINISHED", {"mth.status": "collapsed", "mth.reason": "entropy"})
     runs = read_mlflow("mth", f"sqlite:///{tmp_path}/mlflow.db").runs
     assert [(run.identity, run.status, run.reason) for run in runs] == [(identity(config), "collapsed", "entropy")]
-    assert [(e.step, e.metrics) for e in runs[0].entries] == [(s, {KEY: 0.5 + s / 8, "loss": -s / 4}) for s in range(3)]
+    assert [(e.step, e.metrics[KEY], e.metrics["loss"]) for e in runs[0].entries] == [(s, 0.5 + s / 8, -s / 4) for s in range(3)]
+    assert [np.isnan(e.metrics["entropy"]) for e in runs[0].entries] == [False, True, False]  # the store keeps a NaN as 0
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(UserError, match="no MLflow experiment other; it has"):
         read_mlflow("other", uri)
-    page = report("mth", tmp_path / "report", uri, "pass_at_1", False).read_text()
+    page = report(["mth"], tmp_path / "report", uri, "pass_at_1", False).read_text()
     assert "MLflow experiment mth: 1 collapsed" in page and "entropy" in page and runs[0].name in page
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
@@ -92,6 +93,13 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
 def run_of(name, values, seed=0):
     config = make_config(mask_seed=seed)
     return Run(name, config, identity(config), "finished", "", "", {}, [Entry(s, 0, {KEY: v}) for s, v in values])
+
+
+def test_runs_of_one_name_stay_two():
+    """As in MLflow, where a name tells model, sparsity and seed but not, say, the number of steps."""
+    both = merged([Collection("a", [run_of("same", [(0, 0.5)], 1)]), Collection("b", [run_of("same", [(0, 0.6)], 2)])])
+    assert len({run.name for run in both.runs}) == 2
+    assert points(both.runs).groupby("run", observed=True)["value"].sum().tolist() == [0.5, 0.6]
 
 
 def test_six_hundred_thousand_points():

@@ -75,6 +75,10 @@ def test_spectrum_of_the_embedded_model_from_sketch_and_exact(embedded):
     assert (np.abs(s @ s.T - truth) < 5 * bar).all()
     shift = np.abs(spectrum(s @ s.T).eigenvalues - spectrum(truth).eigenvalues).max() / np.trace(truth)
     assert shift < 3 * eigenvalue_error(truth, width)
+    centred = s - s.mean(0)  # a sketch is linear: this is the sketch of centred gradients, with an error of its own
+    found, expected = spectrum(center(s @ s.T), width), spectrum(center(truth))
+    assert (found.error, expected.error) == (pytest.approx(eigenvalue_error(centred @ centred.T, width)), 0)
+    assert np.abs(found.eigenvalues - expected.eigenvalues).max() / expected.eigenvalues.sum() < 3 * found.error
 
 
 def full(**changes):
