@@ -617,14 +617,19 @@ def read_config(path: Path) -> Config:
     return from_plain(data)
 
 
-# What does not influence the result of a run: where it is, who watches it, and how often it is saved.
-NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints")
+# What does not influence the result of a run: where it is, who watches it, how often it is saved, and where its inference server is.
+NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints", "rollout.url", "rollout.timeout_s")
+
+
+def essence(config: Config) -> dict[str, Any]:
+    """The sections and keys that influence the result, as plain data."""
+    data = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
+    return data | {"rollout": {key: value for key, value in data["rollout"].items() if f"rollout.{key}" not in NOT_IDENTITY}}
 
 
 def identity(config: Config) -> str:
     """Hash of everything that influences the result: the same identity means the same run."""
-    data = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
@@ -632,7 +637,7 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = ""
     found = []
     for key in sorted(left.keys() | right.keys()):
         a, b = left.get(key), right.get(key)
-        if a == b or (not prefix and key in NOT_IDENTITY):
+        if a == b or f"{prefix}{key}" in NOT_IDENTITY:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += differing_keys(a, b, f"{prefix}{key}.")

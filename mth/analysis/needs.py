@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from mth.analysis.runs import Run
 from mth.cells import expand
 from mth.compose import compose
-from mth.config import NOT_IDENTITY, Config, flat, identity, load, to_plain
+from mth.config import NOT_IDENTITY, Config, essence, flat, identity, load, to_plain
 
 # What the paper's experiments vary; everything else together is a setting.
 VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")
@@ -31,12 +31,12 @@ class Need:
 
 def setting(config: Config) -> str:
     """Names everything that the experiments hold fixed: model, task, steps, algorithm, seeds."""
-    return json.dumps({key: value for key, value in to_plain(config).items() if key not in (*NOT_IDENTITY, *VARIED)}, sort_keys=True)
+    return json.dumps({key: value for key, value in essence(config).items() if key not in VARIED}, sort_keys=True)
 
 
 def kind(config: Config, ignore: Sequence[str]) -> str:
     """What is left of a configuration's identity without the sections or keys in `ignore`."""
-    return json.dumps({key: value for key, value in to_plain(config).items() if key not in (*NOT_IDENTITY, *ignore)}, sort_keys=True)
+    return json.dumps({key: value for key, value in essence(config).items() if key not in ignore}, sort_keys=True)
 
 
 def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[str] = ("mask_seed",)) -> Need:
@@ -73,7 +73,7 @@ def cells_of(arguments: Sequence[str]) -> list[Config]:
 def _differences(base: Config, config: Config) -> list[str]:
     """Overrides that lead from one setting to the other."""
     here, there = flat(to_plain(base)), flat(to_plain(config))
-    keys = [key for key in there if key.split(".")[0] not in (*NOT_IDENTITY, *VARIED) and here[key] != there[key]]
+    keys = [key for key in there if not {key, key.split(".")[0]} & {*NOT_IDENTITY, *VARIED} and here[key] != there[key]]
     return [f"{key}={_text(there[key])}" for key in keys]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mth.errors import UserError
 from mth.files import read_json
-from mth.grid.record import Entry, Grid, hold_launcher, launcher_pid, log_event
+from mth.grid.record import Entry, Grid, hold_launcher, launcher_at, log_event
 from mth.runs import host
 from mth.signals import listen
 
@@ -50,7 +50,7 @@ def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
     """
     held = hold_launcher(grid.folder)
     if held is None:
-        raise UserError(f"{grid.folder}: a launcher is already at work on this grid (process {launcher_pid(grid.folder)})")
+        raise UserError(f"{grid.folder}: a launcher is already at work on this grid (process and host: {launcher_at(grid.folder)})")
     log_event(grid.folder, "submitted", cells=[entry.name for entry in entries], jobs={})
     free = slots(entries[0].launcher["jobs"], visible_gpus(), len(os.sched_getaffinity(0)))
     todo = list(entries)
@@ -81,14 +81,20 @@ def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
         raise SystemExit(128 + (requests.received or 0))
 
 
+def frozen(grid: Grid) -> dict[str, str]:
+    """Variables with which python finds the frozen code first, and not what lies in the current folder."""
+    return {"PYTHONPATH": os.pathsep.join([str(grid.code), *filter(None, [os.environ.get("PYTHONPATH")])]), "PYTHONSAFEPATH": "1"}
+
+
 def start(grid: Grid, entry: Entry, place: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one cell from the frozen code, its output appended to its log."""
+    """Start one cell from the frozen code, where the grid's command was given, its output appended to its log."""
     threads = {key: os.environ[key] for key in ("OMP_NUM_THREADS",) if key in os.environ}  # the user's own choice wins
-    environment = os.environ | place | threads | {"PYTHONPATH": str(grid.code), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | place | threads | frozen(grid)
     with open(log_path(entry), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "mth.grid.worker", str(entry.dir), str(grid.folder)],
             env=environment,
+            cwd=grid.cwd if grid.cwd.is_dir() else None,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
