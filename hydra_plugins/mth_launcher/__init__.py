@@ -1,4 +1,4 @@
-"""Hydra's door to `mth.grid`: the launcher behind `hydra/launcher=local` and `hydra/launcher=slurm`.
+"""Hydra's door to `mth.grid`: the launcher behind `hydra/launcher=local` and `hydra/launcher=slurm`, and the sweeper before it.
 
 Hydra looks for launchers in the namespace package `hydra_plugins` only, and imports what it finds there at every start: keep this light.
 """
@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+
+class CheckedSweeper(BasicSweeper):
+    """Hydra's own sweeper, without composing every cell once more: `mth.cells.check` has validated them all before Hydra starts."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        pass
 
 
 class GridLauncher(Launcher):
