@@ -45,7 +45,7 @@ def log_path(entry: Entry) -> Path:
 def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
     """Run these cells to their end; calls `watch` while waiting. A failing cell does not stop the others.
 
-    SIGINT and SIGTERM ask the running cells to save, wait for them, and leave the rest for a resume. The cells are sessions of their own:
+    SIGINT and SIGTERM ask the running cells to save, wait for them (once more: do not wait), and leave the rest for a resume. The cells are sessions of their own:
     they survive the launcher. Raises UserError when another launcher is at work on this grid, SystemExit after a signal.
     """
     held = hold_launcher(grid.folder)
@@ -56,7 +56,7 @@ def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
     todo = list(entries)
     running: dict[subprocess.Popen[bytes], tuple[Entry, dict[str, str]]] = {}
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    requests, told = listen(), False
+    requests, told, words = listen(), False, "what ran was saved"
     try:
         while running or (todo and not requests.stop):
             while todo and free and not requests.stop:
@@ -72,12 +72,16 @@ def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
                     process.terminate()
             watch()
             time.sleep(POLL_S)
+    except KeyboardInterrupt:  # the second one
+        for process in running if not told else ():
+            process.terminate()
+        words = "what runs saves and ends by itself"
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         held.close()
     if requests.stop:
-        print(f"\nstopped; what runs was saved. Go on with: python -m mth.grid resume {os.path.relpath(grid.folder)}", file=sys.stderr)
+        print(f"\nstopped; {words}. Go on with: python -m mth.grid resume {os.path.relpath(grid.folder)}", file=sys.stderr)
         raise SystemExit(128 + (requests.received or 0))
 
 

@@ -41,7 +41,8 @@ def cell_states(grid: Grid) -> list[CellState]:
                 jobs[name] = event["jobs"].get(name, "")
                 ended.pop(name, None)
         elif event["event"] == "ended":
-            ended[event["cell"]] = _exit_words(event["code"])
+            if ended.get(event["cell"]) != "cancelled":
+                ended[event["cell"]] = _exit_words(event["code"])
         elif event["event"] == "cancelled":
             ended |= dict.fromkeys(event["cells"], "cancelled")
     known = slurm.query(job for entry in grid.entries if (job := jobs.get(entry.name)) and status_of(entry.dir) not in DONE)

@@ -231,15 +231,16 @@ def test_cells_find_the_frozen_code_first_and_keep_what_the_user_has_on_the_path
 
 def test_states_from_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_lines", lambda *command: [])  # a SLURM that has forgotten everything
-    names = ("done", "broken", "stopped", "killed", "cancelled", "new", "gone")
+    names = ("done", "broken", "stopped", "killed", "cancelled", "saved", "new", "gone")
     grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in names])
     grid.write()
     log_event(tmp_path, "submitted", cells=[n for n in names if n != "new"], jobs={"gone": "999999_0"})
-    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted")):
+    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted"), ("saved", "interrupted")):
         (tmp_path / name / "summary.json").write_text(json.dumps({"status": status, "reason": "why"}))
     (tmp_path / "killed" / "run.json").write_text('{"host": "n7"}')
     log_event(tmp_path, "ended", cell="killed", code=-9)
-    log_event(tmp_path, "cancelled", cells=["cancelled"])
+    log_event(tmp_path, "cancelled", cells=["cancelled", "saved"])
+    log_event(tmp_path, "ended", cell="saved", code=0)
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"time": "cut sho')
     found = {cell.entry.name: (cell.state, cell.reason) for cell in cell_states(read_grid(tmp_path))}
@@ -247,7 +248,7 @@ def test_states_from_files_alone(tmp_path, monkeypatch):
     assert found["broken"] == ("failed", "why")
     assert found["stopped"] == ("interrupted", "why")
     assert found["killed"] == ("failed", "killed by signal 9 (out of memory?)")
-    assert found["cancelled"][0] == "cancelled"
+    assert (found["cancelled"][0], found["saved"][0]) == ("cancelled", "cancelled")
     assert found["new"] == ("new", "")
     assert found["gone"][0] == "killed"  # a job that nobody remembers
     with hold_launcher(tmp_path), claim(tmp_path / "new", make_config()):
@@ -434,6 +435,23 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
     until(lambda: states(folder)[first.name] == "cancelled", "the end of the cell")
     assert [e.step for e in read_journal(first)] == list(range(len(read_journal(first))))
     assert not (second / "journal.jsonl").exists()
+
+
+def test_ctrl_c_twice_does_not_wait_for_the_cells_which_save_all_the_same(tmp_path):
+    folder = tmp_path / "multirun" / "twice"
+    launcher = subprocess.Popen(
+        command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    first = folder / "0-s99.0-m0"
+    until(lambda: len(read_journal(first)) > 1, "the first step")
+    launcher.send_signal(signal.SIGINT)
+    while "once more ends at once" not in launcher.stderr.readline():
+        pass
+    launcher.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said and "saves and ends by itself" in said
+    until(lambda: states(folder) == {first.name: "interrupted", "1-s99.0-m1": "new"}, "the end of the cell")
 
 
 def test_detach_returns_and_the_grid_runs_on(tmp_path):
