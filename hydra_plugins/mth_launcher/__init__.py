@@ -32,11 +32,11 @@ class GridLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Returns pass@1 after training (or None) per cell, so that optimizing sweepers have something to optimize."""
-        from mth.cells import compose_cell, distinct
+        from mth.cells import compose_cell, distinct, typed
         from mth.config import identity
         from mth.grid.launch import launch
 
-        chosen = list(self.config.hydra.overrides.hydra)
+        chosen = typed(self.config.hydra.overrides.hydra)
         cells = [compose_cell(overrides, initial_job_idx + i, chosen) for i, overrides in enumerate(job_overrides)]
         once = distinct(cells)
         if len(once) < len(cells):

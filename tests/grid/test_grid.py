@@ -87,6 +87,18 @@ def test_cells_of_a_command_line_with_numbers_ranges_and_an_experiments_own_swee
         check(["experiment=swept"])
 
 
+def test_interpolations_on_the_command_line_are_resolved_in_every_cell():
+    arguments = [
+        "-m",
+        "train.steps=300,400",
+        "eval.every=${train.steps}",
+        "hydra/launcher=slurm",
+        "hydra.launcher.timeout_min=${train.steps}",
+    ]
+    cells = check(arguments)
+    assert [(cell.config.eval.every, cell.launcher["timeout_min"]) for cell in cells] == [(300, 300), (400, 400)]
+
+
 def test_plan_launches_nothing_and_knows_what_is_there(tmp_path):
     config = check([*SMALL, "mask_seed=1"])[0].config
     claim(tmp_path / "multirun" / "old", config).close()
