@@ -621,10 +621,11 @@ def read_config(path: Path) -> Config:
 NOT_IDENTITY = ("run_dir", "resume", "checkpoint", "force", "detach", "tracker", "checkpoints", "rollout.url", "rollout.timeout_s")
 
 
-def essence(config: Config) -> dict[str, Any]:
-    """The sections and keys that influence the result, as plain data."""
-    data = {key: value for key, value in to_plain(config).items() if key not in NOT_IDENTITY}
-    return data | {"rollout": {key: value for key, value in data["rollout"].items() if f"rollout.{key}" not in NOT_IDENTITY}}
+def essence(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The sections and keys that influence the result, as plain data. config: a Config, or part of one as plain data."""
+    data = config if isinstance(config, dict) else to_plain(config)
+    kept = {key: value for key, value in data.items() if f"{prefix}{key}" not in NOT_IDENTITY}
+    return {key: essence(value, f"{prefix}{key}.") if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def identity(config: Config) -> str:

@@ -156,7 +156,7 @@ def test_cells_of_different_resources_are_arrays_of_their_own_and_leave_the_queu
     first, second = (list(event["jobs"].values()) for event in read_events(folder))
     assert [{job.split("_")[0] for job in jobs} for jobs in (first, second)] == [{first[0].split("_")[0]}, {second[0].split("_")[0]}]
     listed = subprocess.run(["squeue", "-h", "-r", "-o", "%i|%l|%m|%c"], capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(listed) == sorted([*(f"{job}|5:00|1536M|1" for job in first), *(f"{job}|7:00|1536M|1" for job in second)])
+    assert sorted(listed) == sorted([*(f"{job}|5:00|1.50G|1" for job in first), *(f"{job}|7:00|1.50G|1" for job in second)])
     assert "took 4 out of the queue" in mth("grid", "cancel", folder, cwd=tmp_path).stdout
     until(lambda: set(states(folder).values()) == {"cancelled"}, "an empty queue")
 
