@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -40,12 +40,18 @@ def expand(arguments: Sequence[str], config_name: str = "config") -> tuple[bool,
         with hydra_session() as hydra:
             master = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, from_shell=True, with_log_configuration=False)
         many = many or master.hydra.mode is RunMode.MULTIRUN
+        task, own = (typed(master.hydra.overrides[kind]) for kind in ("task", "hydra"))
         swept = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()] if many else []
-        parsed = OverridesParser.create().parse_overrides([*swept, *master.hydra.overrides.task])
-        cells = BasicSweeper.split_arguments(parsed, None)[0] if many else [list(master.hydra.overrides.task)]
+        parsed = OverridesParser.create().parse_overrides([*swept, *task])
+        cells = BasicSweeper.split_arguments(parsed, None)[0] if many else [task]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
-    return many, cells, list(master.hydra.overrides.hydra)
+    return many, cells, own
+
+
+def typed(overrides: Any) -> list[str]:
+    """Overrides as they were typed: an interpolation in one of them is for each cell to resolve."""
+    return [str(override) for override in cast(list[str], OmegaConf.to_container(overrides, resolve=False))]
 
 
 def compose_cell(overrides: Sequence[str], index: int, hydra_overrides: Sequence[str] = (), config_name: str = "config") -> Cell:

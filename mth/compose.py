@@ -28,6 +28,9 @@ def register_schemas() -> None:
     store.store(name="pretrain_schema", node=PretrainConfig)
     for name, launcher in LAUNCHERS.items():
         store.store(group="hydra/launcher", name=f"{name}_schema", node=launcher)
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
+
+    store.store(group="hydra/sweeper", name="checked", node=BasicSweeperConf(_target_="hydra_plugins.mth_launcher.CheckedSweeper"))
 
 
 def explain(error: Exception) -> str:

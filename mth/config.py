@@ -646,13 +646,11 @@ NOT_IDENTITY = (
 )
 
 
-def essence(config: Config) -> dict[str, Any]:
-    """Everything that influences the result of a run, as plain data."""
-    data = to_plain(config)
-    for key in NOT_IDENTITY:
-        section, _, name = key.rpartition(".")
-        (data[section] if section else data).pop(name)
-    return data
+def essence(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The sections and keys that influence the result, as plain data. config: a Config, or part of one as plain data."""
+    data = config if isinstance(config, dict) else to_plain(config)
+    kept = {key: value for key, value in data.items() if f"{prefix}{key}" not in NOT_IDENTITY}
+    return {key: essence(value, f"{prefix}{key}.") if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def identity(config: Config) -> str:
@@ -665,7 +663,7 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = ""
     found = []
     for key in sorted(left.keys() | right.keys()):
         a, b = left.get(key), right.get(key)
-        if a == b or prefix + key in NOT_IDENTITY:
+        if a == b or f"{prefix}{key}" in NOT_IDENTITY:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += differing_keys(a, b, f"{prefix}{key}.")

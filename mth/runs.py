@@ -22,13 +22,18 @@ TELLING = ("sparsity.percent", "mask_seed", "seed.train", "lr.value", "model.nam
 
 
 def lock(run_dir: Path) -> IO[str] | None:
-    """The folder's lock, held until the process ends however it ends; None when another process has it."""
+    """The folder's lock, held until the process ends however it ends; None when another process has it.
+
+    Raises UserError on a file system that has no locks.
+    """
     handle = open(run_dir / ".lock", "w")  # noqa: SIM115 - held open on purpose
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.close()
         return None
+    except OSError as error:
+        raise UserError(f"{run_dir}: its file system has no locks ({error.strerror}); mount it with flock, or run elsewhere") from error
     return handle
 
 
@@ -37,10 +42,10 @@ def is_locked(run_dir: Path) -> bool:
     try:
         with open(run_dir / ".lock") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # no lock file, or a file system on which no run could have locked it
+        return False
     return False
 
 

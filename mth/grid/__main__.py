@@ -4,7 +4,9 @@ Usage
   python -m mth.grid plan <arguments of python -m mth.train -m>   cells, active parameters, memory, rollouts, what is finished; runs nothing
   python -m mth.grid status <folder>                              a table of the cells, from files and from SLURM while it remembers
   python -m mth.grid watch <folder>                               the same as a progress bar, until all cells have ended
-  python -m mth.grid resume <folder> [hydra.launcher.KEY=VALUE]   run what is not finished; a key changes the launcher, e.g. timeout_min
+  python -m mth.grid resume <folder> [CELL ...] [hydra.launcher.KEY=VALUE ...]
+                                                                  run what is not finished, of these cells or of all; a key changes the
+                                                                  launcher, e.g. hydra.launcher.timeout_min=600
   python -m mth.grid cancel <folder>                              running cells save and end, waiting ones leave the queue
   python -m mth.grid sync <folder> [tracker.uri=URI]              send the journals of all runs below the folder to MLflow
 
@@ -48,14 +50,25 @@ def watch(arguments: list[str]) -> None:
 
 
 def resume(arguments: list[str]) -> None:
+    from dataclasses import replace
+
     from mth.grid.launch import finish, start, to_run
     from mth.grid.record import read_grid
     from mth.launchers import launcher_settings
 
     grid = read_grid(_folder(arguments, None))
+    names = [argument for argument in arguments[1:] if "=" not in argument]
+    changes = [argument for argument in arguments[1:] if "=" in argument]
+    for name in names:
+        require(name in {entry.name for entry in grid.entries}, f"{name} is no cell of this grid; `status` lists them")
+    for change in changes:
+        require(
+            change.startswith("hydra.launcher."), f"{change}: a grid's cells are as they were launched; only hydra.launcher.KEY= can change"
+        )
+    grid = replace(grid, entries=[entry for entry in grid.entries if not names or entry.name in names])
     entries = to_run(grid)
     for entry in entries:
-        entry.launcher = launcher_settings(entry.launcher, [argument.removeprefix("hydra.launcher.") for argument in arguments[1:]])
+        entry.launcher = launcher_settings(entry.launcher, [change.removeprefix("hydra.launcher.") for change in changes])
     print(f"{len(entries)} of {len(grid.entries)} cells to run")
     start(grid, entries, detach=False)
     finish(grid)
@@ -71,8 +84,10 @@ def cancel(arguments: list[str]) -> None:
 def sync(arguments: list[str]) -> None:
     from mth.grid.sync import sync as send
 
-    changes = dict(argument.split("=", 1) for argument in arguments[1:] if argument.startswith("tracker.uri="))
-    send(_folder(arguments, None), changes.get("tracker.uri"))
+    folder = _folder(arguments, None)
+    for argument in arguments[1:]:
+        require(argument.startswith("tracker.uri="), f"{argument}: sync takes the grid's folder and tracker.uri=URI")
+    send(folder, arguments[-1].removeprefix("tracker.uri=") if len(arguments) > 1 else None)
 
 
 COMMANDS = {"plan": plan, "status": status, "watch": watch, "resume": resume, "cancel": cancel, "sync": sync}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -17,11 +18,11 @@ from mth.errors import UserError
 from mth.files import write_json, write_text
 from mth.grid import local, slurm
 from mth.grid.plan import check_models
-from mth.grid.record import Entry, Grid, is_grid, launcher_pid, log_event, read_grid
+from mth.grid.record import Entry, Grid, is_grid, launcher_at, log_event, read_grid
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states, elsewhere
 from mth.provenance import code_version, environment, snapshot
-from mth.runs import DONE, check_same, runs_of, status_of
+from mth.runs import DONE, check_same, host, runs_of, status_of
 
 SLURM_POLL_S = 3.0
 
@@ -54,21 +55,22 @@ def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
 def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
     """Write everything that the cells need: configurations, the frozen code, the grid's record. Nothing runs yet.
 
-    A folder that is a grid already keeps its other cells. Raises UserError when a cell's folder belongs to another configuration.
+    A folder that is a grid already keeps its other cells; what is returned has only those that were asked for. Raises UserError when a
+    cell's folder belongs to another configuration.
     """
     chosen = choose(cells, folder, root)
     folder.mkdir(parents=True, exist_ok=True)
     for cell, entry in zip(cells, chosen, strict=True):
-        if entry.found == "new":
+        if entry.found in ("new", "continued"):
             entry.dir.mkdir(parents=True, exist_ok=True)
             write_text(entry.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(cell.config))))
     code = snapshot(folder / "code")
     write_json(folder / "environment.json", environment())
-    names = {entry.name for entry in chosen}
-    kept = [entry for entry in read_grid(folder).entries if entry.name not in names] if is_grid(folder) else []
+    asked = {name for entry in chosen for name in (entry.name, entry.identity)}
+    kept = [entry for entry in read_grid(folder).entries if not {entry.name, entry.identity} & asked] if is_grid(folder) else []
     grid = Grid(folder, root, code, code_version(), shlex.join(["python", "-m", "mth.train", *sys.argv[1:]]), [*kept, *chosen])
     grid.write()
-    return grid
+    return replace(grid, entries=chosen)
 
 
 def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
@@ -133,23 +135,22 @@ def to_run(grid: Grid) -> list[Entry]:
 
 def start(grid: Grid, entries: list[Entry], detach: bool) -> None:
     """Submit to SLURM, or run on this machine; with detach a process in the background does the latter."""
-    if not entries:
-        return
-    if entries[0].launcher["kind"] == "slurm":
-        slurm.submit(grid, entries)
-        print(f"submitted {len(entries)} jobs. They do not need this process. {_commands(grid)}")
-        return
-    if detach:
+    there, here = ([entry for entry in entries if (entry.launcher["kind"] == "slurm") is is_slurm] for is_slurm in (True, False))
+    if there:
+        slurm.submit(grid, there)
+        print(f"submitted {len(there)} jobs. They do not need this process. {_commands(grid)}")
+    if here and detach:
         with open(grid.folder / "launcher.log", "ab") as log:
-            command = [sys.executable, "-m", "mth.grid", "resume", str(grid.folder)]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        print(f"running {len(entries)} cells in the background (process {process.pid}). {_commands(grid)}")
-        return
-    display = Display(grid)
-    try:
-        local.run(grid, entries, display.refresh)
-    finally:
-        display.close()
+            command = [sys.executable, "-m", "mth.grid", "resume", str(grid.folder), *(entry.name for entry in here)]
+            environment = os.environ | local.frozen(grid)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
+        print(f"running {len(here)} cells in the background (process {process.pid}). {_commands(grid)}")
+    elif here:
+        display = Display(grid)
+        try:
+            local.run(grid, here, display.refresh)
+        finally:
+            display.close()
 
 
 def _commands(grid: Grid) -> str:
@@ -157,12 +158,15 @@ def _commands(grid: Grid) -> str:
 
 
 def wait(grid: Grid) -> None:
-    """Until no cell of a SLURM grid is queued or running. Looks twice, so that a job between two states is not taken for ended."""
+    """Until no cell of a SLURM grid is queued or running. Looks twice, so that a job between two states is not taken for ended, and goes on
+    while SLURM does not answer, as when its controller is started again.
+    """
     display = Display(grid, SLURM_POLL_S)
     quiet = 0
     try:
         while quiet < 2:
-            quiet = 0 if any(cell.state in PENDING for cell in display.refresh()) else quiet + 1
+            states = {cell.state for cell in display.refresh()}
+            quiet = 0 if states & set(PENDING) or not (states <= set(DONE) or slurm.answers()) else quiet + 1
             time.sleep(SLURM_POLL_S)
     except KeyboardInterrupt:
         print(f"\nno longer watching; the jobs go on. {_commands(grid)}", file=sys.stderr)
@@ -198,11 +202,13 @@ def cancel(grid: Grid) -> str:
     """Stop everything: running cells save at their next step boundary and end, waiting ones leave the queue. Returns one line."""
     states = cell_states(grid)
     running, waiting = ([cell for cell in states if cell.state == state] for state in ("running", "queued"))
+    launcher = launcher_at(grid.folder)
+    if launcher is not None and launcher[1] != host():
+        raise UserError(f"{grid.folder}: its launcher runs on {launcher[1]}; cancel it there")
     log_event(grid.folder, "cancelled", cells=[cell.entry.name for cell in (*running, *waiting)])
     slurm.cancel([cell.job for cell in running if cell.job], [cell.job for cell in waiting if cell.job])
-    pid = launcher_pid(grid.folder)
-    if pid is not None:
-        os.kill(pid, signal.SIGTERM)  # the launcher passes it on to its cells
+    if launcher is not None:
+        os.kill(launcher[0], signal.SIGTERM)  # it passes the signal on to its cells
     else:
         local.stop([cell.entry for cell in running if not cell.job])
     return f"asked {len(running)} running cells to save and end, took {len(waiting)} out of the queue"

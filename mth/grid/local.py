@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mth.errors import UserError
 from mth.files import read_json
-from mth.grid.record import Entry, Grid, hold_launcher, launcher_pid, log_event
+from mth.grid.record import Entry, Grid, hold_launcher, launcher_at, log_event
 from mth.runs import host
 from mth.signals import listen
 
@@ -45,18 +45,18 @@ def log_path(entry: Entry) -> Path:
 def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
     """Run these cells to their end; calls `watch` while waiting. A failing cell does not stop the others.
 
-    SIGINT and SIGTERM ask the running cells to save, wait for them, and leave the rest for a resume. The cells are sessions of their own:
+    SIGINT and SIGTERM ask the running cells to save, wait for them (once more: do not wait), and leave the rest for a resume. The cells are sessions of their own:
     they survive the launcher. Raises UserError when another launcher is at work on this grid, SystemExit after a signal.
     """
     held = hold_launcher(grid.folder)
     if held is None:
-        raise UserError(f"{grid.folder}: a launcher is already at work on this grid (process {launcher_pid(grid.folder)})")
+        raise UserError(f"{grid.folder}: a launcher is already at work on this grid (process and host: {launcher_at(grid.folder)})")
     log_event(grid.folder, "submitted", cells=[entry.name for entry in entries], jobs={})
     free = slots(entries[0].launcher["jobs"], visible_gpus(), len(os.sched_getaffinity(0)))
     todo = list(entries)
     running: dict[subprocess.Popen[bytes], tuple[Entry, dict[str, str]]] = {}
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    requests, told = listen(), False
+    requests, told, words = listen(), False, "what ran was saved"
     try:
         while running or (todo and not requests.stop):
             while todo and free and not requests.stop:
@@ -72,23 +72,33 @@ def run(grid: Grid, entries: list[Entry], watch: Callable[[], object]) -> None:
                     process.terminate()
             watch()
             time.sleep(POLL_S)
+    except KeyboardInterrupt:  # the second one
+        for process in running if not told else ():
+            process.terminate()
+        words = "what runs saves and ends by itself"
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         held.close()
     if requests.stop:
-        print(f"\nstopped; what runs was saved. Go on with: python -m mth.grid resume {os.path.relpath(grid.folder)}", file=sys.stderr)
+        print(f"\nstopped; {words}. Go on with: python -m mth.grid resume {os.path.relpath(grid.folder)}", file=sys.stderr)
         raise SystemExit(128 + (requests.received or 0))
 
 
+def frozen(grid: Grid) -> dict[str, str]:
+    """Variables with which python finds the frozen code first, and not what lies in the current folder."""
+    return {"PYTHONPATH": os.pathsep.join([str(grid.code), *filter(None, [os.environ.get("PYTHONPATH")])]), "PYTHONSAFEPATH": "1"}
+
+
 def start(grid: Grid, entry: Entry, place: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one cell from the frozen code, its output appended to its log."""
+    """Start one cell from the frozen code, where the grid's command was given, its output appended to its log."""
     threads = {key: os.environ[key] for key in ("OMP_NUM_THREADS",) if key in os.environ}  # the user's own choice wins
-    environment = os.environ | place | threads | {"PYTHONPATH": str(grid.code), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | place | threads | frozen(grid)
     with open(log_path(entry), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "mth.grid.worker", str(entry.dir), str(grid.folder)],
             env=environment,
+            cwd=grid.cwd if grid.cwd.is_dir() else None,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -30,11 +30,18 @@ def model_facts(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
 
 
 def check_models(cells: Sequence[Cell]) -> None:
-    """Raise UserError, naming the cell, for what only the model's architecture shows: no active entry, or replies longer than its context."""
+    """Raise UserError, naming the cell, for data that are not there, and for what only the model's architecture shows: no active entry, or
+    replies longer than its context.
+    """
+    from mth.tasks.data import check_exists
+
     facts = model_facts(cells)
     for cell in cells:
         config, model = cell.config, facts[repr(cell.config.model)]
         try:
+            for key, path in {"task.path": config.task.path, **{f"eval.paths.{k}": v for k, v in vars(config.eval.paths).items()}}.items():
+                if path is not None:
+                    check_exists(key, path)
             if sum(active_counts(config, model)) == 0:
                 raise UserError(f"sparsity.percent={config.sparsity.percent} leaves no active entry in this model; lower it")
             check_context(config, model.architecture.max_position_embeddings)

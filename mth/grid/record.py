@@ -4,12 +4,13 @@ import fcntl
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from mth.errors import UserError
 from mth.files import read_json, write_json
+from mth.runs import host
 
 FORMAT = "mth-grid-1"
 
@@ -33,7 +34,9 @@ class Entry:
 
 @dataclass
 class Grid:
-    """folder: of the grid. root: of all runs. code: the frozen copy that the cells import. version: its commit."""
+    """folder: of the grid. root: of all runs. code: the frozen copy that the cells import. version: its commit. cwd: where the command was
+    given, from which the cells read relative paths.
+    """
 
     folder: Path
     root: Path
@@ -41,12 +44,13 @@ class Grid:
     version: dict[str, Any]
     command: str
     entries: list[Entry]
+    cwd: Path = field(default_factory=Path.cwd)
 
     def write(self) -> None:
         """Store everything in `grid.json`. Folders inside the grid's own are stored relative to it, so that it can be moved."""
         cells = [asdict(entry) | {"dir": self._short(entry.dir)} for entry in self.entries]
         data = {"format": FORMAT, "root": str(self.root), "code": self._short(self.code), "version": self.version, "command": self.command}
-        write_json(self.folder / "grid.json", data | {"cells": cells})
+        write_json(self.folder / "grid.json", data | {"cwd": str(self.cwd), "cells": cells})
 
     def _short(self, path: Path) -> str:
         return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else str(path)
@@ -63,7 +67,7 @@ def read_grid(folder: Path) -> Grid:
     if data.get("format") != FORMAT:
         raise UserError(f"{folder} is not the folder of a grid: it has no grid.json of this version of mth")
     entries = [Entry(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
-    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], entries)
+    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], entries, Path(data["cwd"]))
 
 
 def log_event(folder: Path, event: str, **details: Any) -> None:
@@ -88,27 +92,28 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def hold_launcher(folder: Path) -> IO[str] | None:
-    """The lock of the process that starts this grid's cells on this machine, with its pid inside; None when another one has it."""
+    """The lock of the process that starts this grid's cells on its machine, with its pid and host inside; None when another one has it."""
     handle = open(folder / ".launcher", "a+")  # noqa: SIM115 - held open on purpose
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.close()
         return None
     handle.truncate(0)
-    handle.write(str(os.getpid()))
+    handle.write(f"{os.getpid()} {host()}")
     handle.flush()
     return handle
 
 
-def launcher_pid(folder: Path) -> int | None:
-    """Process that is starting cells of this grid right now, if any."""
+def launcher_at(folder: Path) -> tuple[int, str] | None:
+    """Process that is starting cells of this grid right now, and its host, if there is one."""
     try:
         with open(folder / ".launcher") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return int(handle.read() or 0) or None
-    except FileNotFoundError:
+            except BlockingIOError:
+                pid, _, machine = handle.read().partition(" ")
+                return (int(pid), machine) if pid else None
+    except OSError:
         pass
     return None

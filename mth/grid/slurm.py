@@ -52,6 +52,7 @@ def submit(grid: Grid, entries: list[Entry]) -> None:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    where = {"chdir": str(grid.cwd)} if grid.cwd.is_dir() else {}
     shapes: dict[str, list[Entry]] = {}
     for entry in entries:
         shapes.setdefault(repr(sorted(entry.launcher.items(), key=str)), []).append(entry)
@@ -70,10 +71,10 @@ def submit(grid: Grid, entries: list[Entry]) -> None:
             stderr_to_stdout=True,
             setup=[
                 *settings["setup"],
-                f"export PYTHONPATH={shlex.quote(str(grid.code))} PYTHONSAFEPATH=1",  # the frozen code, and not what lies in this folder
+                f"export PYTHONPATH={shlex.quote(str(grid.code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",  # the frozen code first
                 "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}",
             ],
-            additional_parameters={"requeue": True} | settings["additional_parameters"],
+            additional_parameters={"requeue": True} | where | settings["additional_parameters"],
             **{key: settings[key] for key in PASSED_ON if settings[key] is not None},
         )
         try:
@@ -109,6 +110,16 @@ def query(jobs: Iterable[str]) -> dict[str, JobState]:
                 if name in forgotten:
                     found[name] = JobState(state.split()[0], "" if node == "None assigned" else node)
     return found
+
+
+def answers() -> bool:
+    """Whether SLURM can be asked at all; true where there is none to ask."""
+    try:
+        return subprocess.run(["squeue", "-h", "--me"], capture_output=True, timeout=60).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError:
+        return True
 
 
 def cancel(running: Iterable[str], waiting: Iterable[str]) -> None:

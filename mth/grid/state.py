@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mth.files import read_json
 from mth.grid import slurm
-from mth.grid.record import Entry, Grid, is_grid, launcher_pid, read_events, read_grid
-from mth.runs import DONE, is_locked
+from mth.grid.record import Entry, Grid, is_grid, launcher_at, read_events, read_grid
+from mth.runs import DONE, is_locked, status_of
 from mth.tracking import JOURNAL, read_journal
 
 PENDING = ("queued", "running")
@@ -41,11 +41,12 @@ def cell_states(grid: Grid) -> list[CellState]:
                 jobs[name] = event["jobs"].get(name, "")
                 ended.pop(name, None)
         elif event["event"] == "ended":
-            ended[event["cell"]] = _exit_words(event["code"])
+            if ended.get(event["cell"]) != "cancelled":
+                ended[event["cell"]] = _exit_words(event["code"])
         elif event["event"] == "cancelled":
             ended |= dict.fromkeys(event["cells"], "cancelled")
-    known = slurm.query(job for job in jobs.values() if job)
-    launching = launcher_pid(grid.folder) is not None
+    known = slurm.query(job for entry in grid.entries if (job := jobs.get(entry.name)) and status_of(entry.dir) not in DONE)
+    launching = launcher_at(grid.folder) is not None
     waiting = {name for name, job in jobs.items() if launching and not job and name not in ended}
     return [_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.entries]
 

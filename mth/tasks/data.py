@@ -27,6 +27,12 @@ def local_file(path: Path, split: str) -> tuple[Path, bool] | None:
     raise UserError(f"{path} has no {split}.jsonl or {split}.parquet")
 
 
+def check_exists(key: str, path: str) -> None:
+    """Raise UserError, naming the key, when a path that can only be a local one is not there."""
+    if (path.startswith((".", os.sep)) or Path(path).suffix in FORMATS) and not Path(path).exists():
+        raise UserError(f"{key}={path} does not exist")
+
+
 def read_rows(path: str, split: str, columns: tuple[str, ...], subset: str | None = None) -> tuple[list[dict[str, Any]], bool]:
     """All rows of a split, and whether the split has rows of its own (False: the same rows serve training and evaluation).
 
@@ -46,8 +52,7 @@ def read_rows(path: str, split: str, columns: tuple[str, ...], subset: str | Non
             data = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
             rows = list(data)
         else:
-            if path.startswith((".", os.sep)) or Path(path).suffix in FORMATS:
-                raise UserError(f"task.path={path} does not exist")
+            check_exists("task.path", path)
             parts = get_dataset_config_names(path) if subset == "*" else [subset]
             rows = [row for part in parts for row in load_dataset(path, part, split=split)]
     except StopIteration:  # what `datasets` raises for a file without a line

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mth import provenance
+from mth import provenance, runs
 from mth.cells import check, expand
 from mth.config import identity
 from mth.errors import UserError
-from mth.grid import slurm
+from mth.grid import launch, local, slurm
 from mth.grid.launch import choose
 from mth.grid.local import slots
 from mth.grid.plan import memory_estimate, model_facts
@@ -87,6 +87,18 @@ def test_cells_of_a_command_line_with_numbers_ranges_and_an_experiments_own_swee
         check(["experiment=swept"])
 
 
+def test_interpolations_on_the_command_line_are_resolved_in_every_cell():
+    arguments = [
+        "-m",
+        "train.steps=300,400",
+        "eval.every=${train.steps}",
+        "hydra/launcher=slurm",
+        "hydra.launcher.timeout_min=${train.steps}",
+    ]
+    cells = check(arguments)
+    assert [(cell.config.eval.every, cell.launcher["timeout_min"]) for cell in cells] == [(300, 300), (400, 400)]
+
+
 def test_plan_launches_nothing_and_knows_what_is_there(tmp_path):
     config = check([*SMALL, "mask_seed=1"])[0].config
     claim(tmp_path / "multirun" / "old", config).close()
@@ -129,7 +141,7 @@ def test_identity_decides_what_is_run_again(tmp_path):
     held = claim(root / "b", cells[1].config)
     assert [e.found for e in choose(cells, root / "new", root)] == ["finished", "busy", "new"]
     held.close()
-    moved = check(["-m", "mask_seed=0", *SMALL, "tracker=mlflow", "run_dir=elsewhere", "checkpoints.every=1"])
+    moved = check(["-m", "mask_seed=0", *SMALL, "tracker=mlflow", "run_dir=elsewhere", "checkpoints.every=1", "rollout.url=http://n7:1"])
     assert choose(moved, root / "new", root)[0].found == "finished"
     forced = check(["-m", "mask_seed=0", *SMALL, "force=true"])
     assert choose(forced, root / "new", root)[0].found == "new"
@@ -139,6 +151,62 @@ def test_identity_decides_what_is_run_again(tmp_path):
     claim(root / "new" / "0-s99.0-m9", make_config(mask_seed=5)).close()
     with pytest.raises(UserError, match="belongs to another configuration"):
         choose(other, root / "new", root)
+
+
+def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, started = tmp_path / "multirun" / "grown", []
+
+    def fake(grid, entries, detach):
+        started.append([entry.name for entry in entries])
+        for entry in entries:
+            claim(entry.dir, check([*entry.overrides])[0].config).close()
+            entry.dir.joinpath("journal.jsonl").write_text(
+                json.dumps({"step": 2, "time": 1, "metrics": {"eval/arithmetic/pass_at_1": 0.5}}) + "\n"
+            )
+            (entry.dir / "summary.json").write_text(
+                '{"status": "finished"}' if "mask_seed=0" in entry.overrides else '{"status": "interrupted"}'
+            )
+
+    monkeypatch.setattr(launch, "start", fake)
+    with pytest.raises(UserError, match=r"1 of 2 cells did not finish.*\n  1-s99.0-m1: interrupted"):
+        launch.launch(check(["-m", "mask_seed=0,1", *SMALL]), folder)
+    forward = ["-m", "mask_seed=7,0", *SMALL]
+    with pytest.raises(UserError, match="1 of 2 cells did not finish"):
+        launch.launch(check(forward), folder)
+    assert launch.launch(check(["-m", "mask_seed=0", *SMALL]), folder) == [0.5]
+    assert started == [["0-s99.0-m0", "1-s99.0-m1"], ["0-s99.0-m7"], []]
+    assert [(e.name, e.dir.name) for e in read_grid(folder).entries] == [
+        ("1-s99.0-m1", "1-s99.0-m1"),
+        ("0-s99.0-m7", "0-s99.0-m7"),
+        ("0-s99.0-m0", "0-s99.0-m0"),
+    ]
+
+
+def test_a_continued_cell_takes_todays_tracker_and_a_grid_of_two_launchers_starts_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (before,) = check(["-m", "mask_seed=0", *SMALL])
+    claim(tmp_path / "old" / "a", before.config).close()
+    now = check(["-m", "mask_seed=0", *SMALL, "tracker.uri=http://n7:5000"])
+    grid = launch.prepare(now, tmp_path / "new", tmp_path)
+    assert "uri: http://n7:5000" in (tmp_path / "old" / "a" / "config.yaml").read_text()
+    calls = []
+    monkeypatch.setattr(slurm, "submit", lambda grid, entries: calls.append(("slurm", [e.name for e in entries])))
+    monkeypatch.setattr(local, "run", lambda grid, entries, watch: calls.append(("local", [e.name for e in entries])))
+    launch.start(grid, [entry_of(tmp_path, "a"), entry_of(tmp_path, "b", kind="slurm")], detach=False)
+    assert calls == [("slurm", ["b"]), ("local", ["a"])]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    claim(tmp_path, make_config()).close()
+
+    def refuse(handle, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert not runs.is_locked(tmp_path)
+    with pytest.raises(UserError, match="has no locks"):
+        runs.lock(tmp_path)
 
 
 def test_runs_are_found_by_identity_only(tmp_path):
@@ -162,20 +230,29 @@ def test_a_snapshot_is_the_package_and_is_made_once(tmp_path):
     assert commit == str(provenance.code_version()["commit"])
 
 
+def test_cells_find_the_frozen_code_first_and_keep_what_the_user_has_on_the_path(tmp_path, monkeypatch):
+    grid = Grid(tmp_path, tmp_path, provenance.snapshot(tmp_path / "code"), {}, "", [])
+    monkeypatch.setenv("PYTHONPATH", f"{provenance.PACKAGE.parent}{os.pathsep}/of/a/module")
+    code = "import mth, sys; print(mth.__file__); print('/of/a/module' in sys.path)"
+    said = subprocess.run([sys.executable, "-c", code], env=os.environ | local.frozen(grid), capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [str(grid.code / "mth" / "__init__.py"), "True"]
+
+
 # States, from files
 
 
 def test_states_from_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_lines", lambda *command: [])  # a SLURM that has forgotten everything
-    names = ("done", "broken", "stopped", "killed", "cancelled", "new", "gone")
+    names = ("done", "broken", "stopped", "killed", "cancelled", "saved", "new", "gone")
     grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in names])
     grid.write()
     log_event(tmp_path, "submitted", cells=[n for n in names if n != "new"], jobs={"gone": "999999_0"})
-    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted")):
+    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted"), ("saved", "interrupted")):
         (tmp_path / name / "summary.json").write_text(json.dumps({"status": status, "reason": "why"}))
     (tmp_path / "killed" / "run.json").write_text('{"host": "n7"}')
     log_event(tmp_path, "ended", cell="killed", code=-9)
-    log_event(tmp_path, "cancelled", cells=["cancelled"])
+    log_event(tmp_path, "cancelled", cells=["cancelled", "saved"])
+    log_event(tmp_path, "ended", cell="saved", code=0)
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"time": "cut sho')
     found = {cell.entry.name: (cell.state, cell.reason) for cell in cell_states(read_grid(tmp_path))}
@@ -183,7 +260,7 @@ def test_states_from_files_alone(tmp_path, monkeypatch):
     assert found["broken"] == ("failed", "why")
     assert found["stopped"] == ("interrupted", "why")
     assert found["killed"] == ("failed", "killed by signal 9 (out of memory?)")
-    assert found["cancelled"][0] == "cancelled"
+    assert (found["cancelled"][0], found["saved"][0]) == ("cancelled", "cancelled")
     assert found["new"] == ("new", "")
     assert found["gone"][0] == "killed"  # a job that nobody remembers
     with hold_launcher(tmp_path), claim(tmp_path / "new", make_config()):
@@ -192,6 +269,40 @@ def test_states_from_files_alone(tmp_path, monkeypatch):
     assert states(tmp_path)["stopped"] == "interrupted"
     with hold_launcher(tmp_path):
         assert states(tmp_path)["stopped"] == "queued"
+
+
+def test_slurm_is_asked_only_for_what_has_not_finished(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slurm, "query", lambda jobs: asked.extend(jobs) or {})
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in ("done", "broken")])
+    log_event(tmp_path, "submitted", cells=["done", "broken"], jobs={"done": "1_0", "broken": "1_1"})
+    for name, status in (("done", "finished"), ("broken", "failed")):
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
+    assert [cell.state for cell in cell_states(grid)] == ["finished", "failed"]
+    assert asked == ["1_1"]
+
+
+def test_waiting_outlives_a_slurm_that_does_not_answer(tmp_path, monkeypatch):
+    """Its controller is away for three looks: the queued cell looks killed, and is queued again after that."""
+    answers = iter([False, False, False, True, True, True])
+    seen = []
+
+    def look(self):
+        seen.append("queued" if len(seen) in (0, 4) else "killed")
+        return [type("Cell", (), {"state": seen[-1]})]
+
+    monkeypatch.setattr(launch, "SLURM_POLL_S", 0.0)
+    monkeypatch.setattr(launch.Display, "refresh", look)
+    monkeypatch.setattr(slurm, "answers", lambda: next(answers))
+    launch.wait(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")]))
+    assert seen == ["queued", "killed", "killed", "killed", "queued", "killed", "killed", "killed"]  # the last look closes the display
+
+
+def test_a_launcher_of_another_machine_is_not_signalled_here(tmp_path, monkeypatch):
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")])
+    monkeypatch.setattr("mth.grid.record.host", lambda: "n7")
+    with hold_launcher(tmp_path), pytest.raises(UserError, match="its launcher runs on n7; cancel it there"):
+        launch.cancel(grid)
 
 
 def test_a_grid_can_be_moved(tmp_path):
@@ -321,8 +432,10 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
     assert (first / "checkpoints" / f"step_{steps - 1:06d}.safetensors").is_file()
     assert list(states(folder).values()) == ["interrupted", "new"]
 
-    launcher = subprocess.Popen(command("grid", "resume", folder), cwd=tmp_path)
+    launcher = subprocess.Popen(command("grid", "resume", folder), cwd=folder)
     until(lambda: len(read_journal(first)) > steps, "steps after the resume")
+    pid = json.loads((first / "run.json").read_text())["pid"]
+    assert Path(f"/proc/{pid}/cwd").resolve() == tmp_path  # where the grid's command was given, for relative paths in it
     other = mth("grid", "resume", folder, cwd=tmp_path, check=False)
     assert other.returncode == 0 and "0 of 2 cells to run" in other.stdout
     launcher.kill()
@@ -336,6 +449,23 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
     assert not (second / "journal.jsonl").exists()
 
 
+def test_ctrl_c_twice_does_not_wait_for_the_cells_which_save_all_the_same(tmp_path):
+    folder = tmp_path / "multirun" / "twice"
+    launcher = subprocess.Popen(
+        command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    first = folder / "0-s99.0-m0"
+    until(lambda: len(read_journal(first)) > 1, "the first step")
+    launcher.send_signal(signal.SIGINT)
+    while "once more ends at once" not in launcher.stderr.readline():
+        pass
+    launcher.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said and "saves and ends by itself" in said
+    until(lambda: states(folder) == {first.name: "interrupted", "1-s99.0-m1": "new"}, "the end of the cell")
+
+
 def test_detach_returns_and_the_grid_runs_on(tmp_path):
     folder = tmp_path / "multirun" / "detached"
     said = mth("train", "-m", "mask_seed=0", *SMALL, "detach=true", f"run_dir={folder}", cwd=tmp_path).stdout
@@ -345,12 +475,20 @@ def test_detach_returns_and_the_grid_runs_on(tmp_path):
 
 
 def test_commands_say_what_is_wrong_in_one_line(tmp_path):
+    grid = tmp_path / "grid"
+    Grid(grid, tmp_path, grid / "code", {}, "", [entry_of(grid, "a")]).write()
     for arguments, message in (
         (["status", tmp_path], "is not the folder of a grid"),
         (["status"], "give the grid's folder"),
         (["plot", tmp_path], "no such command; choose one of plan"),
         (["sync", tmp_path], "no run with a journal.jsonl below it"),
         (["plan", "sparsity=100"], "sparsity.percent=100 must lie in [0, 100)"),
+        (["plan", "task.path=null,gone.jsonl"], "task.path=gone.jsonl does not exist (in the cell task.path=gone.jsonl)"),
+        (["plan", "eval.paths.gsm8k=/gone"], "eval.paths.gsm8k=/gone does not exist"),
+        (["resume", grid, "lr=1"], "lr=1: a grid's cells are as they were launched"),
+        (["resume", grid, "b"], "b is no cell of this grid"),
+        (["resume", grid, "hydra.launcher.job=2"], "Key 'job' not in 'LocalLauncher'"),
+        (["sync", grid, "tracker.url=x"], "tracker.url=x: sync takes the grid's folder and tracker.uri=URI"),
     ):
         result = mth("grid", *arguments, cwd=tmp_path, check=False)
         assert result.returncode == 2

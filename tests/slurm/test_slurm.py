@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mth.grid.record import read_events, read_grid
+from mth.grid.slurm import log_path
 from mth.grid.state import cell_states
 from mth.tracking import default_uri, mlflow_client, read_journal
 
@@ -138,10 +139,26 @@ def test_a_second_launch_skips_everything_and_a_larger_one_runs_the_rest(grid):
 
 def test_a_job_requeued_after_its_end_does_nothing(grid):
     entry = read_grid(grid).entries[0]
+    job = read_events(grid)[0]["jobs"][entry.name]
     before = (entry.dir / "summary.json").stat().st_mtime_ns, last_step(entry.dir)
-    result = mth("grid.worker", entry.dir, grid, cwd=grid)
-    assert "already finished" in result.stdout
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    until(lambda: "already finished" in log_path(read_grid(grid), job).read_text(), "the end of the requeued job")
+    until(lambda: sacct(grid)[entry.name] == ["COMPLETED"], "accounting")
     assert ((entry.dir / "summary.json").stat().st_mtime_ns, last_step(entry.dir)) == before
+    assert starts(entry.dir) == 1
+
+
+def test_cells_of_different_resources_are_arrays_of_their_own_and_leave_the_queue_when_cancelled(cluster, tmp_path):
+    folder = tmp_path / "multirun" / "shapes"
+    shapes = ["train.steps=5,7", "mask_seed=0,1", "hydra.launcher.timeout_min=${train.steps}", "hydra.launcher.mem_gb=1.5"]
+    held = ["tracker=none", "detach=true", "+hydra.launcher.additional_parameters.hold=true", f"run_dir={folder}"]
+    mth("train", "-m", *SMALL, *shapes, *held, cwd=tmp_path)
+    first, second = (list(event["jobs"].values()) for event in read_events(folder))
+    assert [{job.split("_")[0] for job in jobs} for jobs in (first, second)] == [{first[0].split("_")[0]}, {second[0].split("_")[0]}]
+    listed = subprocess.run(["squeue", "-h", "-r", "-o", "%i|%l|%m|%c"], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(listed) == sorted([*(f"{job}|5:00|1.50G|1" for job in first), *(f"{job}|7:00|1.50G|1" for job in second)])
+    assert "took 4 out of the queue" in mth("grid", "cancel", folder, cwd=tmp_path).stdout
+    until(lambda: set(states(folder).values()) == {"cancelled"}, "an empty queue")
 
 
 def test_edits_while_jobs_queue_change_nothing(cluster, tmp_path):
