@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check lint clean
+.PHONY: help demo test check lint bench clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -38,6 +38,11 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/mypy
 
 check: lint test  ## lint, then all tests
+
+# Everything under benchmarks/results, one after another on an otherwise idle machine: about an hour on two cores.
+bench: $(VENV)/.test  ## measure speed and memory against other libraries
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,bench]'
+	for name in steps grpo weight_gradients ticket memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -78,7 +78,7 @@ def update(
         before = ticket.values.detach().clone()
         optimizer.step()
         ticket.write()
-        moved = (ticket.values.detach() - before).norm()
+        moved = before.sub_(ticket.values.detach()).norm()
     largest = sums.pop("mismatch/max").item()
     means = {key: value.item() / tokens for key, value in sums.items()}
     return {

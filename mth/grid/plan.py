@@ -57,23 +57,38 @@ def active_counts(config: Config, model: ModelFacts) -> list[int]:
 
 
 def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
-    """Bytes per part of a run's peak: weights, ticket (values, gradient, index, moments), largest dense gradient, activations, KV cache.
+    """Bytes per part of a run's peak: process, weights, ticket (values, gradient, index, moments), and the larger of what never lives at the
+    same time: an update (activations, logits, the largest dense gradient), the key-value cache, a checkpoint on its way to the disk.
 
-    Activations and KV cache never live at the same time: the larger counts. On a GPU the process's own memory is the host's.
+    On a GPU the process's own memory is the host's. benchmarks/memory.py compares with runs.
     """
+    from mth.algorithm.logprobs import CHUNK_ELEMENTS
+    from mth.policy import resolve_device
+    from mth.tickets.sampled import by_shape
+
     shape, width = model.architecture, SIZES[config.model.dtype.name]
-    sizes = [math.prod(dims) for dims in model.shapes.values()]
-    counts = active_counts(config, model)
+    on_cpu = resolve_device(config.model.device).type == "cpu"
+    shapes = list(model.shapes.values())
+    sizes, counts = [math.prod(dims) for dims in shapes], active_counts(config, model)
     active, total = sum(counts), sum(sizes)
     moments = {OptimizerName.sgd: 1 if config.optimizer.momentum else 0}.get(config.optimizer.name, 2)
     indexed = sum(count for count, size in zip(counts, sizes, strict=True) if count < size)  # a whole tensor needs no index
-    dense = config.optimizer.clip_norm is ClipNorm.dense
-    gradient = total if dense else max((size for size, count in zip(sizes, counts, strict=True) if count), default=0)
+    sampled = [by_shape(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
+    patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
+    # The two uses of a tied embedding have a gradient each before they are added.
+    whole = [size * (2 if size == max(sizes) and shape.tie_word_embeddings else 1) for size in sizes]
+    largest = max((n for n, count, yes in zip(whole, counts, sampled, strict=True) if count and not yes), default=0)
+    gradient = total if config.optimizer.clip_norm is ClipNorm.dense else largest
+
     layers, hidden, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
     tokens = config.train.micro_batch_tokens
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
-    kept = 2 * hidden * layers + per_layer if config.model.activation_checkpointing else per_layer * layers
-    logits = 2 * 4 * min(2**26, tokens * shape.vocab_size)
+    kept = per_layer * layers
+    if (
+        config.model.activation_checkpointing
+    ):  # on a CPU, what is kept of each layer leaves holes in the heap, of about one large tensor each
+        kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
+    logits = 3 * 4 * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0) + 256
@@ -82,8 +97,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
         "process": PROCESS_BYTES,
         "weights": total * width * (2 if config.rollout.dtype not in (None, config.model.dtype) else 1),
         "ticket": active * (4 + 4 + 4 * moments) + 4 * indexed,
-        "gradient": gradient * width,
-        "activations": max(tokens * kept * width + logits, 2 * cache),
+        "work": max(tokens * kept * width + logits + gradient * width + patterns, 2 * cache, active * (4 + 4 * moments)),
     }
 
 

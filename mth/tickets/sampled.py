@@ -4,6 +4,7 @@ dL/dW of a linear layer is dY^T X; at the active entries it is one dot product o
 `torch.sparse.sampled_addmm` adds straight into the ticket's flat gradient. Cost and memory follow the number of active entries.
 """
 
+import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,40 +20,44 @@ from torch.overrides import TorchFunctionMode
 from mth.config import ClipNorm, OptimizerConfig, WeightGradient
 from mth.tickets.ticket import Ticket
 
-TILE = 2**18  # fp32 numbers of a layer's input held transposed at a time: they stay in a core's second-level cache
+TILE = 2**19  # fp32 numbers of a layer's input held transposed at a time: they stay in a core's second-level cache
 LEAST_TOKENS = 128  # below, the calls cost more than the products
 
 
 def worth_sampling(rows: int, columns: int, count: int) -> bool:
     """Whether `count` entries of a [rows, columns] gradient cost less sampled than the whole gradient does: the rule of `auto` on a CPU.
 
-    Per token a dense gradient costs rows * columns multiply-adds at the speed of a matrix product. A sampled one costs count of them at
-    about a third of that speed, and both operands transposed, which takes as long as 32 multiply-adds a number. The two factors are
-    medians of benchmarks/weight_gradients.py; the choice depends on nothing but shapes, so that the same run has the same bits.
+    Per token a dense gradient costs rows * columns multiply-adds at the speed of a matrix product. A sampled one costs as much as 12 of
+    them an entry, because it reads at random, and as much as 150 a number of both operands, which are transposed (two threads;
+    benchmarks/weight_gradients.py). The choice depends on nothing but shapes, so that the same run has the same bits.
     """
-    return 3 * count + 32 * (rows + columns) < rows * columns
+    return 12 * count + 150 * (rows + columns) < rows * columns
+
+
+def by_shape(shape: tuple[int, ...], count: int, config: OptimizerConfig, on_cpu: bool) -> bool:
+    """Whether the gradient of a tensor with `count` active entries is to be sampled, as far as its shape tells.
+
+    `auto` takes what `worth_sampling` says, on a GPU nothing. Clipping by the dense norm needs dense gradients.
+    """
+    how = config.weight_gradient
+    if how is WeightGradient.dense or config.clip_norm is ClipNorm.dense or len(shape) != 2 or not 0 < count < math.prod(shape):
+        return False
+    return how is WeightGradient.sampled or (on_cpu and worth_sampling(shape[0], shape[1], count))
 
 
 def choose_sampled(model: nn.Module, ticket: Ticket, config: OptimizerConfig) -> tuple[frozenset[str], list[str]]:
     """Names of the tensors whose gradient is to be sampled, and one line for each that was wished for and cannot.
 
-    Only tensors that nothing but nn.Linear and nn.Embedding modules use qualify, with fewer entries active than all of them. `auto` takes
-    those that `worth_sampling` names, on a GPU none. Clipping by the dense norm needs dense gradients.
+    Only tensors qualify that nothing but plain nn.Linear and nn.Embedding modules use.
     """
-    how = config.weight_gradient
-    by_device = how is WeightGradient.auto and ticket.values.device.type != "cpu"
-    if how is WeightGradient.dense or by_device or config.clip_norm is ClipNorm.dense:
+    on_cpu = ticket.values.device.type == "cpu"
+    wished = [n for n, index in ticket.indices.items() if index is not None and by_shape(ticket.shapes[n], index.numel(), config, on_cpu)]
+    if not wished:
         return frozenset(), []
     users, foreign = users_of(model, ticket), foreign_uses(model, ticket)
-    chosen, lines = set(), []
-    for name, index in ticket.indices.items():
-        if index is None or not index.numel() or len(ticket.shapes[name]) < 2:
-            continue
-        if name in foreign or name not in users:
-            lines.append(f"{name}: dense weight gradient, because it is used by {foreign.get(name, 'a module that is no plain nn.Linear')}")
-        elif how is WeightGradient.sampled or worth_sampling(ticket.shapes[name][0], ticket.shapes[name][1], index.numel()):
-            chosen.add(name)
-    return frozenset(chosen), lines
+    barred = {name: foreign.get(name, "a module that is no plain nn.Linear") for name in wished if name in foreign or name not in users}
+    lines = [f"{name}: dense weight gradient, because it is used by {what}" for name, what in barred.items()]
+    return frozenset(wished) - barred.keys(), lines
 
 
 def users_of(model: nn.Module, ticket: Ticket) -> dict[str, list[nn.Module]]:
@@ -134,6 +139,7 @@ def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     """
     users = users_of(model, ticket)
     anchor = torch.zeros((), requires_grad=True)  # makes autograd call backward where no input needs a gradient
+    inputs = _Inputs()
     changed: list[nn.Module] = []
     try:
         for name in ticket.sampled:
@@ -141,7 +147,7 @@ def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
             weight.requires_grad_(False)
             for module in users[name]:
                 kind: Any = _embedding if isinstance(module, nn.Embedding) else _linear
-                module.forward = partial(kind, module, pattern, anchor)
+                module.forward = partial(kind, module, pattern, anchor, inputs)
                 changed.append(module)
         yield
     finally:
@@ -166,43 +172,76 @@ def gradient_pattern(ticket: Ticket, name: str) -> torch.Tensor:
         )
 
 
-def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return _SampledLinear.apply(x, module.weight, module.bias, pattern, anchor)
+def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, x: torch.Tensor) -> torch.Tensor:
+    return _SampledLinear.apply(x, module.weight, module.bias, pattern, anchor, inputs)
 
 
-def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, ids: torch.Tensor) -> torch.Tensor:
     return _SampledEmbedding.apply(ids, module.weight, module.padding_idx, pattern, anchor)
 
 
 class _SampledLinear(torch.autograd.Function):
-    """y = x W^T + b; backward adds dL/dW at the active entries to the pattern's values and returns no gradient for W."""
+    """y = x W^T + b; backward adds dL/dW at the active entries to the pattern's values and returns no gradient for W.
+
+    Products over tokens want both operands with the tokens of one feature side by side. On a CPU a layer that widens its input therefore
+    writes its output that way round (same values, other strides); elementwise functions keep the order, a layer behind them passes it back
+    in its gradient, and most transposes are saved.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pattern: torch.Tensor, anchor: torch.Tensor
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any
     ) -> Any:
         ctx.save_for_backward(x, weight)
-        ctx.pattern = pattern
-        return functional.linear(x, weight, bias)
+        ctx.pattern, ctx.inputs = pattern, inputs
+        if x.device.type != "cpu" or weight.shape[0] <= weight.shape[1]:
+            return functional.linear(x, weight, bias)
+        flat = x.reshape(-1, weight.shape[1]).t()
+        y = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)
+        return y.t().view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        dy = grads[0].reshape(-1, weight.shape[0])  # [T, out]
-        add_product(ctx.pattern, dy, x.reshape(-1, weight.shape[1]))
-        dx = (dy @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        dy, flat = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])  # [T, out], [T, in]
+        add_product(ctx.pattern, dy, ctx.inputs.by_feature(flat))
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (weight.t() @ dy.t()).t() if by_feature(flat) else dy @ weight
+            dx = dx.view(x.shape)
         db = dy.sum(0) if ctx.needs_input_grad[2] else None
-        return dx, None, db, None, None
+        return dx, None, db, None, None, None
 
 
-def add_product(pattern: torch.Tensor, dy: torch.Tensor, x: torch.Tensor) -> None:
-    """pattern.values += (dy^T x) at the pattern's entries; dy [T, out], x [T, in] of any dtype, sums in fp32.
+def by_feature(x: torch.Tensor) -> bool:
+    """Whether a matrix [T, F] lies in memory with the tokens of a feature side by side."""
+    return x.stride(0) == 1 and x.shape[0] > 1
 
-    On a CPU in tiles of tokens: both operands are transposed on the way, and a tile that stays in the cache makes that cheap.
+
+class _Inputs:
+    """The last input of a layer, transposed: q, k and v have the same one, as have gate and up, and their gradients come one after another."""
+
+    def __init__(self) -> None:
+        self.last = self.transposed = torch.empty(0)
+
+    def by_feature(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, F] of any dtype as fp32 [F, T]."""
+        if by_feature(x) or x.device.type != "cpu":
+            return x.t().float()
+        same = x.data_ptr() == self.last.data_ptr() and x.shape == self.last.shape and x._version == self.last._version
+        if not same:
+            self.last, self.transposed = x, x.float().t().contiguous()
+        return self.transposed
+
+
+def add_product(pattern: torch.Tensor, dy: torch.Tensor, xt: torch.Tensor) -> None:
+    """pattern.values += (dy^T x) at the pattern's entries; dy [T, out] of any dtype, x transposed [in, T], sums in fp32.
+
+    On a CPU in tiles of tokens: x is read at random, and a tile that stays in the cache makes that cheap.
     """
-    tokens = max(LEAST_TOKENS, TILE // x.shape[1]) if x.device.type == "cpu" else len(x)
-    for left, right in zip(dy.split(tokens), x.split(tokens), strict=True):
-        torch.sparse.sampled_addmm(pattern, left.float().t(), right.float(), beta=1.0, out=pattern)
+    tokens = max(LEAST_TOKENS, TILE // xt.shape[0]) if xt.device.type == "cpu" else xt.shape[1]
+    for left, right in zip(dy.split(tokens), xt.split(tokens, dim=1), strict=True):
+        torch.sparse.sampled_addmm(pattern, left.float().t(), right.t(), beta=1.0, out=pattern)
 
 
 class _SampledEmbedding(torch.autograd.Function):

@@ -124,7 +124,7 @@ def test_memory_estimate_grows_with_what_it_depends_on():
     assert full["ticket"] == 1_791_104 * 16
     assert sparse["weights"] == full["weights"] == 1_791_104 * 4
     assert estimate("sparsity=99", "optimizer=sgd")["ticket"] == 17_881 * 12
-    assert estimate("train.micro_batch_tokens=32768")["activations"] > sparse["activations"]
+    assert estimate("train.micro_batch_tokens=32768")["work"] > sparse["work"]
 
 
 def test_identity_decides_what_is_run_again(tmp_path):
