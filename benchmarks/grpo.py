@@ -97,7 +97,13 @@ def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
             self.start = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            reply(seconds=time.perf_counter() - self.start, memory=memory.peak(), tokens=prompts * group * new)
+            reply(seconds=time.perf_counter() - self.start, memory=memory.peak(), tokens=sampled[-1])
+
+    sampled = [0]
+
+    def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        sampled.append(sum(map(len, completion_ids)))
+        return torch.randn(len(completion_ids), generator=generator).tolist()
 
     memory = Memory()
     peft_config = None
@@ -108,7 +114,7 @@ def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             policy.model,
-            reward_funcs=lambda completions, **kwargs: torch.randn(len(completions), generator=generator).tolist(),
+            reward_funcs=reward,
             args=GRPOConfig(
                 output_dir=folder,
                 per_device_train_batch_size=prompts * group,

@@ -1,4 +1,4 @@
-"""One method of training a small share of a model, as a program for `interleave`: python methods.py <method> <sparsity> <tokens>.
+"""One method of training a small share of a model, as a program for `interleave`: python methods.py <method> <model> <sparsity> <tokens>.
 
 All of them run the same model, batch, loss and chunked log-probabilities, and take one AdamW step; they differ in what is trained and how its
 gradient is made.
@@ -7,6 +7,7 @@ gradient is made.
 import sys
 from collections.abc import Callable
 
+import peft
 import torch
 from interleave import Memory, take_turns
 from torch import nn
@@ -77,8 +78,6 @@ def adapters(kind: str) -> Callable[[PreTrainedModel, float], Step]:
     """LoRA or SHiRA of peft on the linear layers, with as many parameters as the ticket has: rank one on some layers where that is few."""
 
     def build(model: PreTrainedModel, percent: float) -> Step:
-        import peft
-
         wanted = sum(index.size for index in mask_of(model, percent).values())
         layers = {n: sum(m.weight.shape) for n, m in model.named_modules() if n.endswith(LINEAR)}
         rank = max(1, round(wanted / sum(layers.values())))

@@ -44,8 +44,9 @@ def main() -> None:
         patterns = {percent: pattern(rows, columns, percent) for percent in (99, 99.9)}
         calls: dict[str, Callable[[], object]] = {"dense": lambda dy=dy, x=x: dy.t() @ x}
         calls |= {f"{p:g} %": lambda made=made, dy=dy, x=x: add_product(made, dy, x.t().contiguous()) for p, made in patterns.items()}
-        times = {key: [clock(call) for _ in range(1)] for key, call in calls.items()}
-        times = {key: [] for key in times}
+        times: dict[str, list[float]] = {key: [] for key in calls}
+        for call in calls.values():
+            call()
         for _ in range(ROUNDS):
             for key, call in calls.items():
                 times[key].append(clock(call))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mth.algorithm.logprobs import Layout, completion_logprobs
 from mth.rollout.conversation import Rollout
+from mth.rollout.kv import growing_cache, is_plain
 
 PAIRS = 2**25  # attended pairs that the masks of one micro-batch may hold
 
@@ -54,7 +55,7 @@ def pair_cost(model: PreTrainedModel) -> float:
 @torch.no_grad()
 def _takes_layouts(model: PreTrainedModel) -> bool:
     """Whether two sequences in one row get the log-probabilities that they get in rows of their own."""
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation != "sdpa" or not is_plain(growing_cache(model.config)):  # a sliding window, say
         return False
     device = model.device
     prompt, tails = [5, 3, 8, 1], ([2, 7, 4], [9, 6])
@@ -68,14 +69,17 @@ def _takes_layouts(model: PreTrainedModel) -> bool:
     return bool(torch.allclose(got, torch.cat(expected), atol=1e-3 if model.dtype == torch.float32 else 0.1))
 
 
-def arrange(rollouts: Sequence[Rollout], cost: float) -> list[Row]:
-    """Rows for all rollouts; those of one prompt that stand together are cut into parts of the size that is cheapest."""
+def arrange(rollouts: Sequence[Rollout], cost: float, token_budget: int) -> list[Row]:
+    """Rows for all rollouts; those of one prompt that stand together are cut into parts of the size that is cheapest and fits the budget."""
     rows = []
     for _, group in groupby(range(len(rollouts)), key=lambda i: rollouts[i].ids[: start_of(rollouts[i])]):
         members = sorted(group, key=lambda i: (-len(rollouts[i].ids), i))
         shared = start_of(rollouts[members[0]])
         tail = sum(len(rollouts[i].ids) for i in members) / len(members) - shared
-        size = 1 if cost == float("inf") else min(range(1, len(members) + 1), key=partial(_price, len(members), shared, tail, cost))
+        longest = len(rollouts[members[0]].ids) - shared
+        room = (min(token_budget, math.isqrt(PAIRS)) - shared) // longest
+        sizes = range(1, 1 + (1 if cost == float("inf") else min(len(members), max(room, 1))))
+        size = min(sizes, key=partial(_price, len(members), shared, tail, cost))
         for part in (members[i : i + size] for i in range(0, len(members), size)):
             common = shared if len(part) > 1 else 0
             rows.append(Row(tuple(part), common, common + sum(len(rollouts[i].ids) - common for i in part)))
@@ -85,7 +89,7 @@ def arrange(rollouts: Sequence[Rollout], cost: float) -> list[Row]:
 def _price(count: int, shared: int, tail: float, cost: float, size: int) -> float:
     """Of `count` rollouts in rows of `size`: a shared prompt saves tokens and, with a mask over the whole row, costs attended pairs."""
     tokens = shared + size * tail
-    return math.ceil(count / size) * (tokens + cost * tokens**2 * (0.25 if size == 1 else 1))
+    return math.ceil(count / size) * (tokens + (0.25 * min(cost, 1) if size == 1 else cost) * tokens**2)
 
 
 def start_of(rollout: Rollout) -> int:
@@ -100,7 +104,7 @@ def collate(
 
     cost: see `pair_cost`; by default every rollout has a row of its own.
     """
-    rows = sorted(arrange(rollouts, cost), key=lambda row: (len(row.members) > 1, -row.tokens, row.members))
+    rows = sorted(arrange(rollouts, cost, token_budget), key=lambda row: (len(row.members) > 1, -row.tokens, row.members))
     batches, start = [], 0
     while start < len(rows):
         width, several = rows[start].tokens, len(rows[start].members) > 1

@@ -57,9 +57,16 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
     if config.init is Init.random and not Path(source).is_dir() and (packaged / "config.json").is_file():
         source = str(packaged)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={source}: no model configuration found ({_first_line(error)})") from error
+    for (
+        key,
+        value,
+    ) in shape.to_dict().items():  # no dropout in reinforcement learning, nor where activation checkpointing needs training mode
+        if "drop" in key and isinstance(value, float):
+            setattr(shape, key, 0.0)
+    return shape
 
 
 def parameter_shapes(config: ModelConfig) -> Shapes:
@@ -118,13 +125,28 @@ def load_policy(config: ModelConfig) -> Policy:
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
     else:
         try:
-            model = AutoModelForCausalLM.from_pretrained(model_source(config), dtype=dtype, use_safetensors=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                model_source(config), config=shape, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path={model_source(config)}: weights cannot be loaded ({_first_line(error)})") from error
     model.to(device).eval()
+    check_head(model)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids(model, tokenizer))
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise UserError for a model that changes its logits behind the LM head: they would not be those that mth samples and trains from."""
+    ids = torch.arange(3, device=model.device)[None]
+    whole = model(input_ids=ids, use_cache=False).logits
+    parts = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-2):
+        raise UserError(
+            f"model.path: {type(model).__name__} scales or caps its logits behind the LM head, which mth does not; choose another model"
+        )
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

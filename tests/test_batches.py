@@ -37,9 +37,10 @@ def test_every_token_keeps_its_logprob_and_place(small_model, budget):
     rollouts = two_groups(torch.Generator().manual_seed(0))
     cost = pair_cost(small_model)
     assert 0 < cost < 1
-    rows = arrange(rollouts, cost)
+    rows = arrange(rollouts, cost, budget)
     assert sorted(i for row in rows for i in row.members) == list(range(7))
-    assert max(len(row.members) for row in rows) > 1
+    assert all(row.tokens <= max(budget, len(rollouts[row.members[0]].ids)) for row in rows)
+    assert (max(len(row.members) for row in rows) > 1) == (budget > 1)
     seen = {}
     for batch in collate(rollouts, [float(i) for i in range(7)], budget, CPU, cost):
         with torch.no_grad():
@@ -60,14 +61,14 @@ def test_long_replies_do_not_share_a_row():
     prompt = list(range(10, 20))
     short = [rollout(prompt * 10, [([5] * 8, True)]) for _ in range(8)]
     long = [rollout(prompt, [([5] * 900, True)]) for _ in range(8)]
-    assert [len(row.members) for row in arrange(short, 1e-4)] == [8]
-    assert [len(row.members) for row in arrange(long, 1e-4)] == [1] * 8
-    assert [len(row.members) for row in arrange(short, float("inf"))] == [1] * 8
+    assert [len(row.members) for row in arrange(short, 1e-4, 4096)] == [8]
+    assert [len(row.members) for row in arrange(long, 1e-4, 4096)] == [1] * 8
+    assert [len(row.members) for row in arrange(short, float("inf"), 4096)] == [1] * 8
 
 
 def test_equal_prompts_of_other_groups_are_not_needed_to_share():
     rollouts = [rollout([1, 2, 3], [([4], True)]), rollout([1, 2, 5], [([4], True)]), rollout([1, 2, 3], [([4], True)])]
-    assert [row.members for row in arrange(rollouts, 1e-9)] == [(0,), (1,), (2,)]
+    assert [row.members for row in arrange(rollouts, 1e-9, 4096)] == [(0,), (1,), (2,)]
 
 
 def model_of(config):
@@ -78,6 +79,8 @@ def model_of(config):
 def test_models_that_cannot_share_are_found_out():
     shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
     sliding = Qwen2Config(**shape, num_hidden_layers=2, use_sliding_window=True, sliding_window=3, max_window_layers=0)
+    assert pair_cost(model_of(sliding)) == float("inf")
+    sliding.sliding_window = 16  # longer than any trial
     assert pair_cost(model_of(sliding)) == float("inf")
     assert pair_cost(model_of(BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=2))) == float("inf")  # no position_ids
     assert pair_cost(model_of(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2))) < 1

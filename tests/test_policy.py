@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GraniteConfig
 
 from mth.config import Dtype, Init, ModelConfig
 from mth.errors import UserError
 from mth.paths import TINY_MODEL
-from mth.policy import load_policy, load_tokenizer
+from mth.policy import architecture, check_head, load_policy, load_tokenizer
 from mth.tasks.alphabet_sort import embedded_pools
 
 
@@ -72,3 +73,19 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"model\.device=cuda:1, but no GPU"):
         load_policy(ModelConfig(device="cuda:1"))
+
+
+def test_logits_that_are_changed_behind_the_head_are_refused():
+    shape = GraniteConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, logits_scaling=4.0
+    )
+    with pytest.raises(UserError, match="scales or caps its logits"):
+        check_head(AutoModelForCausalLM.from_config(shape).eval())
+
+
+def test_dropout_is_off(tmp_path):
+    shape = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)
+    assert shape.resid_pdrop == 0.1
+    shape.save_pretrained(tmp_path)
+    loaded = architecture(ModelConfig(name="other", path=str(tmp_path)))
+    assert (loaded.resid_pdrop, loaded.embd_pdrop, loaded.attn_pdrop) == (0, 0, 0)

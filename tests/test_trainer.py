@@ -17,7 +17,7 @@ import torch
 
 from mth.batches import collate, pair_cost
 from mth.checkpoint import checkpoint_path, checkpoints_of, load_checkpoint
-from mth.config import AlgorithmConfig, Logprobs
+from mth.config import AlgorithmConfig, Logprobs, OptimizerConfig, WeightGradient
 from mth.errors import EngineError, UserError
 from mth.policy import draw_ticket, load_policy
 from mth.rollout import build_engine
@@ -25,6 +25,7 @@ from mth.rollout.conversation import Script, distinct_names, play
 from mth.rollout.hf import HfEngine
 from mth.runs import claim, find_unfinished, lock
 from mth.tasks import load_tasks
+from mth.tickets.sampled import choose_sampled
 from mth.tracking import read_journal
 from mth.trainer import prompts, train
 from mth.update import build_optimizer, update
@@ -254,6 +255,24 @@ def test_shared_prompts_change_nothing(played, budget):
         sum(batch.ids.numel() for batch in collate(rollouts, advantages, budget, policy.model.device, c)) for c in (cost, float("inf"))
     ]
     assert tokens[0] < 0.7 * tokens[1]
+
+
+@pytest.mark.parametrize("chunk", [2**24, 1121 * 7])
+def test_both_doors_of_the_gradient_agree_in_a_step(played, monkeypatch, chunk):
+    """Through shared rows and the head in one chunk or in many."""
+    monkeypatch.setattr("mth.algorithm.logprobs.CHUNK_ELEMENTS", chunk)
+    _, policy, ticket, _, _ = played
+    dense, dense_gradient, _ = step_with(played, cost=pair_cost(policy.model))
+    try:
+        ticket.sampled, _ = choose_sampled(policy.model, ticket, OptimizerConfig(weight_gradient=WeightGradient.sampled))
+        assert len(ticket.sampled) == 29
+        sampled, gradient, _ = step_with(played, cost=pair_cost(policy.model))
+    finally:
+        ticket.sampled = frozenset()
+    assert sampled == pytest.approx(dense, rel=1e-4, abs=2e-6)
+    for name, place in ticket.slices.items():
+        if place.stop > place.start:
+            assert (gradient[place] - dense_gradient[place]).norm() < 1e-5 * dense_gradient[place].norm(), name
 
 
 def test_activation_checkpointing_changes_nothing(played):

@@ -80,7 +80,8 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     largest = max((n for n, count, yes in zip(whole, counts, sampled, strict=True) if count and not yes), default=0)
     gradient = total if config.optimizer.clip_norm is ClipNorm.dense else largest
 
-    layers, hidden, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    inner = getattr(shape, "intermediate_size", None) or 4 * hidden
     tokens = config.train.micro_batch_tokens
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
     kept = per_layer * layers
@@ -96,7 +97,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     return {
         "process": PROCESS_BYTES,
         "weights": total * width * (2 if config.rollout.dtype not in (None, config.model.dtype) else 1),
-        "ticket": active * (4 + 4 + 4 * moments) + 4 * indexed,
+        "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
         "work": max(tokens * kept * width + logits + gradient * width + patterns, 2 * cache, active * (4 + 4 * moments)),
     }
 

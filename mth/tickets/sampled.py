@@ -6,8 +6,8 @@ dL/dW of a linear layer is dY^T X; at the active entries it is one dot product o
 
 import math
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from mth.config import ClipNorm, OptimizerConfig, WeightGradient
 from mth.tickets.ticket import Ticket
@@ -48,16 +47,42 @@ def by_shape(shape: tuple[int, ...], count: int, config: OptimizerConfig, on_cpu
 def choose_sampled(model: nn.Module, ticket: Ticket, config: OptimizerConfig) -> tuple[frozenset[str], list[str]]:
     """Names of the tensors whose gradient is to be sampled, and one line for each that was wished for and cannot.
 
-    Only tensors qualify that nothing but plain nn.Linear and nn.Embedding modules use.
+    Only tensors qualify that nothing but plain nn.Linear and nn.Embedding modules use. A trial pass of two tokens, with sampled gradients and the
+    dense door left open, shows it: whatever else uses a tensor sends a dense gradient.
     """
     on_cpu = ticket.values.device.type == "cpu"
     wished = [n for n, index in ticket.indices.items() if index is not None and by_shape(ticket.shapes[n], index.numel(), config, on_cpu)]
-    if not wished:
-        return frozenset(), []
-    users, foreign = users_of(model, ticket), foreign_uses(model, ticket)
-    barred = {name: foreign.get(name, "a module that is no plain nn.Linear") for name in wished if name in foreign or name not in users}
-    lines = [f"{name}: dense weight gradient, because it is used by {what}" for name, what in barred.items()]
-    return frozenset(wished) - barred.keys(), lines
+    users = users_of(model, ticket)
+    lines = [
+        f"{name}: dense weight gradient, because its module is no plain nn.Linear or nn.Embedding" for name in wished if name not in users
+    ]
+    plain = [name for name in wished if name in users]
+    if not plain:
+        return frozenset(), lines
+    elsewhere: set[str] = set()
+
+    def note(gradient: torch.Tensor | None, name: str) -> None:
+        if gradient is not None:
+            elsewhere.add(name)
+
+    hooks = [ticket.parameters[name].register_hook(partial(note, name=name)) for name in plain]
+    try:
+        with _patched(model, ticket, plain), torch.enable_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=ticket.values.device)
+            model(input_ids=ids, use_cache=False).logits.float().square().sum().backward()
+    except RuntimeError as error:
+        return frozenset(), [
+            *lines,
+            f"all weight gradients are dense, because sampled ones fail in this model ({str(error).splitlines()[0]})",
+        ]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in plain:
+            ticket.parameters[name].grad = None
+        ticket.zero_gradient()
+    lines += [f"{name}: dense weight gradient, because other modules than its own use it" for name in plain if name in elsewhere]
+    return frozenset(plain) - elsewhere, lines
 
 
 def users_of(model: nn.Module, ticket: Ticket) -> dict[str, list[nn.Module]]:
@@ -79,56 +104,6 @@ def is_plain(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
-class _Uses(TorchFunctionMode):
-    """Counts which functions are called with which tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: dict[int, Counter[str]] = defaultdict(Counter)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            if isinstance(value, nn.Parameter):
-                self.calls[id(value)][getattr(func, "__name__", str(func))] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def foreign_uses(model: nn.Module, ticket: Ticket) -> dict[str, str]:
-    """Tensors that a forward pass of two tokens uses otherwise than through their plain modules, with the function that does.
-
-    Their gradient would miss something if it were sampled. A module that calls torch.nn.functional.linear with another module's weight is found by the count.
-    """
-    ran: Counter[int] = Counter()
-    hooks = [
-        module.register_forward_hook(lambda module, *_: ran.update([id(module)]))
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
-    ]
-    try:
-        with _Uses() as uses:
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=ticket.values.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    users = users_of(model, ticket)
-    found = {}
-    for name, parameter in ticket.parameters.items():
-        calls = Counter(
-            {key: n for key, n in uses.calls[id(parameter)].items() if key in ("linear", "embedding") or not key.startswith("__")}
-        )
-        expected = Counter(
-            {
-                kind: sum(ran[id(module)] for module in users.get(name, []) if isinstance(module, of))
-                for kind, of in (("linear", nn.Linear), ("embedding", nn.Embedding))
-            }
-        )
-        others = calls - expected
-        if others:
-            found[name] = f"torch function {next(iter(others))}"
-    return found
-
-
 @contextmanager
 def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     """Within, backward adds the gradients of the tensors in `ticket.sampled` to the flat gradient directly; the others take the dense door.
@@ -137,14 +112,27 @@ def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     4 bytes per active entry and 4 per row of these tensors. Works with gradient accumulation and with activation checkpointing (backward
     has to run within).
     """
+    weights = [ticket.parameters[name] for name in ticket.sampled]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        with _patched(model, ticket, ticket.sampled):
+            yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def _patched(model: nn.Module, ticket: Ticket, names: Iterable[str]) -> Iterator[None]:
+    """Within, the plain modules of these tensors compute their sampled gradient in backward."""
     users = users_of(model, ticket)
     anchor = torch.zeros((), requires_grad=True)  # makes autograd call backward where no input needs a gradient
     inputs = _Inputs()
     changed: list[nn.Module] = []
     try:
-        for name in ticket.sampled:
-            weight, pattern = ticket.parameters[name], gradient_pattern(ticket, name)
-            weight.requires_grad_(False)
+        for name in names:
+            pattern = gradient_pattern(ticket, name)
             for module in users[name]:
                 kind: Any = _embedding if isinstance(module, nn.Embedding) else _linear
                 module.forward = partial(kind, module, pattern, anchor, inputs)
@@ -153,8 +141,6 @@ def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     finally:
         for module in changed:
             del module.forward
-        for name in ticket.sampled:
-            ticket.parameters[name].requires_grad_(True)
 
 
 def gradient_pattern(ticket: Ticket, name: str) -> torch.Tensor:
@@ -172,19 +158,19 @@ def gradient_pattern(ticket: Ticket, name: str) -> torch.Tensor:
         )
 
 
-def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, x: torch.Tensor) -> torch.Tensor:
-    return _SampledLinear.apply(x, module.weight, module.bias, pattern, anchor, inputs)
+def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, input: torch.Tensor) -> torch.Tensor:
+    return _SampledLinear.apply(input, module.weight, module.bias, pattern, anchor, inputs)
 
 
-def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, ids: torch.Tensor) -> torch.Tensor:
-    return _SampledEmbedding.apply(ids, module.weight, module.padding_idx, pattern, anchor)
+def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, input: torch.Tensor) -> torch.Tensor:
+    return _SampledEmbedding.apply(input, module.weight, module.padding_idx, pattern, anchor)
 
 
 class _SampledLinear(torch.autograd.Function):
     """y = x W^T + b; backward adds dL/dW at the active entries to the pattern's values and returns no gradient for W.
 
-    Products over tokens want both operands with the tokens of one feature side by side. On a CPU a layer that widens its input therefore
-    writes its output that way round (same values, other strides); elementwise functions keep the order, a layer behind them passes it back
+    Products over tokens want both operands with the tokens of one feature side by side. On a CPU a layer that widens its input to more than
+    twice (MLP and head, not the queries, which attention wants by token) therefore writes its output that way round (same values, other strides); elementwise functions keep the order, a layer behind them passes it back
     in its gradient, and most transposes are saved.
     """
 
@@ -194,7 +180,7 @@ class _SampledLinear(torch.autograd.Function):
     ) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.pattern, ctx.inputs = pattern, inputs
-        if x.device.type != "cpu" or weight.shape[0] <= weight.shape[1]:
+        if x.device.type != "cpu" or weight.shape[0] <= 2 * weight.shape[1]:
             return functional.linear(x, weight, bias)
         flat = x.reshape(-1, weight.shape[1]).t()
         y = weight @ flat if bias is None else torch.addmm(bias.unsqueeze(1), weight, flat)

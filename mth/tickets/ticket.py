@@ -116,7 +116,9 @@ class Ticket:
         return tensor.reshape(-1) if index is None else tensor.reshape(-1)[index]
 
     def _gather(self, name: str, parameter: nn.Parameter) -> None:
-        assert self.values.grad is not None and parameter.grad is not None
+        assert self.values.grad is not None
+        if parameter.grad is None:  # autograd calls hooks also where a function gave no gradient
+            return
         self.values.grad[self.slices[name]] += self._take(name, parameter.grad)
         parameter.grad = None
 

@@ -153,24 +153,34 @@ def test_padding_rows_get_no_gradient():
     assert (gradient[torch.isin(rows, torch.tensor([7, 8, 9]))] != 0).all()
 
 
+BORROWED = {
+    "linear": lambda w: functional.linear(torch.ones(1, w.shape[1]), w),
+    "matmul with the transpose": lambda w: torch.ones(1, w.shape[1]) @ w.T,
+    "rows": lambda w: w[torch.tensor([0, 3, 5])],
+    "inside a list": lambda w: torch.cat([w, w]),
+}
+
+
 class Borrower(nn.Module):
     """Computes with a weight that belongs to another module."""
 
-    def __init__(self, model, name):
+    def __init__(self, model, name, use):
         super().__init__()
-        self.model, self.config, self.name = model, model.config, name
+        self.model, self.config, self.name, self.use = model, model.config, name, use
 
     def forward(self, input_ids, labels=None, use_cache=None):
         out = self.model(input_ids=input_ids, labels=labels)
         weight = self.model.get_parameter(self.name)
-        extra = functional.linear(torch.ones(1, weight.shape[1]), weight).square().sum()
+        extra = self.use(weight).square().sum()
         out.loss = None if labels is None else out.loss + extra
+        out.logits = out.logits + extra
         return out
 
 
-def test_a_weight_that_is_used_elsewhere_takes_the_dense_door(small_model):
+@pytest.mark.parametrize("use", BORROWED)
+def test_a_weight_that_is_used_elsewhere_takes_the_dense_door(small_model, use):
     name = "model.layers.1.mlp.up_proj.weight"
-    model = Borrower(small_model, name)
+    model = Borrower(small_model, name, BORROWED[use])
     ticket = ticket_of(model, 95)
     dense, _ = flat_gradient(model, ticket, OptimizerConfig(weight_gradient=WeightGradient.dense))
     sampled, lines = flat_gradient(model, ticket, SAMPLED)
