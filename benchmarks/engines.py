@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from mth.config import Init, MaskConfig, ModelConfig, RolloutConfig
+from mth.paths import TINY_MODEL
 from mth.policy import Policy, load_policy, model_parameters
 from mth.rollout.core import LocalCore
 from mth.rollout.engine import Request
@@ -57,7 +58,7 @@ def measure(name: str) -> None:
         model, *sizes = TINY
     else:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        base = ModelConfig(name=name, path=name, init=Init.random, tokenizer=ModelConfig().tokenizer)
+        base = ModelConfig(name=name, path=name, init=Init.random, tokenizer=str(TINY_MODEL))
         model, *sizes = replace(base, dtype=type(base.dtype)[dtype]), *(LARGE if torch.cuda.is_available() else SMALL)
     prompts, group, width, new = sizes
     policy = load_policy(model)

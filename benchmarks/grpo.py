@@ -25,7 +25,7 @@ def config_of(prompts: int, group: int, new: int, percent: float) -> Config:
     return Config(
         task=TaskConfig(name="arithmetic"),
         sparsity=SparsityConfig(percent),
-        train=TrainConfig(steps=10**6, batch_size=prompts * group),
+        train=TrainConfig(steps=10**6, batch_size=prompts * group, micro_batch_tokens=2048),
         rollout=RolloutConfig(group_size=group, max_tokens=new),
         lr=LrConfig(1e-5),
     )

@@ -177,7 +177,10 @@ def test_runs_of_a_model_given_by_path_are_shown_like_any(few):
     assert pd.read_csv(page.parent / "masks.csv").iloc[0]["masks"] == 1
     text = page.read_text()
     assert "llama on arithmetic" in text
-    assert "experiment=fig1_masks_1.5b model=tiny model.path=some/llama task=arithmetic train.steps=30 train.micro_batch_tokens=16384 lr.value=RATE" in text
+    assert (
+        "experiment=fig1_masks_1.5b model=tiny model.path=some/llama task=arithmetic train.steps=30 train.micro_batch_tokens=16384 lr.value=RATE"
+        in text
+    )
 
 
 def test_gradients_of_another_run_are_not_shown_as_this_ones(runs, few, capsys):
