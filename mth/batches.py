@@ -78,8 +78,8 @@ def arrange(rollouts: Sequence[Rollout], cost: float, token_budget: int) -> list
         tail = sum(len(rollouts[i].ids) for i in members) / len(members) - shared
         longest = len(rollouts[members[0]].ids) - shared
         room = (min(token_budget, math.isqrt(PAIRS)) - shared) // longest
-        sizes = range(1, 1 + (1 if cost == float("inf") else min(len(members), max(room, 1))))
-        size = min(sizes, key=partial(_price, len(members), shared, tail, cost))
+        sizes = range(1, 1 + min(len(members), max(room, 1)))
+        size = min(sizes, key=partial(_price, len(members), shared, tail, cost))  # the first, one, where every price is infinite
         for part in (members[i : i + size] for i in range(0, len(members), size)):
             common = shared if len(part) > 1 else 0
             rows.append(Row(tuple(part), common, common + sum(len(rollouts[i].ids) - common for i in part)))
@@ -89,7 +89,7 @@ def arrange(rollouts: Sequence[Rollout], cost: float, token_budget: int) -> list
 def _price(count: int, shared: int, tail: float, cost: float, size: int) -> float:
     """Of `count` rollouts in rows of `size`: a shared prompt saves tokens and, with a mask over the whole row, costs attended pairs."""
     tokens = shared + size * tail
-    return math.ceil(count / size) * (tokens + (0.25 * min(cost, 1) if size == 1 else cost) * tokens**2)
+    return math.ceil(count / size) * (tokens + cost * tokens**2 * (0.25 if size == 1 else 1))
 
 
 def start_of(rollout: Rollout) -> int:
@@ -105,13 +105,14 @@ def collate(
     cost: see `pair_cost`; by default every rollout has a row of its own.
     """
     rows = sorted(arrange(rollouts, cost, token_budget), key=lambda row: (len(row.members) > 1, -row.tokens, row.members))
+    ids, masks = [rollout.ids for rollout in rollouts], [rollout.loss_mask for rollout in rollouts]
     batches, start = [], 0
     while start < len(rows):
         width, several = rows[start].tokens, len(rows[start].members) > 1
         count = max(1, min(token_budget // width, PAIRS // width**2 if several else token_budget))
         chosen = [row for row in rows[start : start + count] if (len(row.members) > 1) == several]
         start += len(chosen)
-        said = _rows([r.ids for r in rollouts], [r.loss_mask for r in rollouts], chosen)
+        said = _rows(ids, masks, chosen)
         order = [i for row in chosen for i in row.members]
         logprobs = [p for i in order for p, sampled in zip(rollouts[i].logprobs, rollouts[i].loss_mask, strict=True) if sampled]
         weights = [advantages[i] for i in order for _ in range(rollouts[i].completion_tokens)]

@@ -76,14 +76,9 @@ def completion_logprobs(
     ids [B, T], padded on the right; loss_mask [B, T], True at tokens the model sampled (never at position 0). Causal attention makes
     padding on the right invisible to real tokens, so without a layout no attention mask is passed and the fast kernels apply.
     """
-    if layout is None:
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, H]
-        row, place = loss_mask.nonzero(as_tuple=True)
-        source = hidden[row, place - 1]
-    else:
-        hidden = model.base_model(
-            input_ids=ids, position_ids=layout.positions, attention_mask=layout.attention, use_cache=False
-        ).last_hidden_state
-        source = hidden[loss_mask.nonzero(as_tuple=True)[0], layout.previous[loss_mask]]
+    places = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
+    hidden = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state  # [B, T, H]
+    row, place = loss_mask.nonzero(as_tuple=True)
+    source = hidden[row, place - 1 if layout is None else layout.previous[row, place]]
     head = model.get_output_embeddings()
     return chosen_logprobs(head, source, ids[loss_mask], temperature, head.weight.shape[0])

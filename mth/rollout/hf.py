@@ -56,8 +56,7 @@ class HfEngine:
         check_fits(requests, max_tokens, self.model.config.max_position_embeddings)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
-        live = self.ticket.values.data
-        swap = self.shared and self.values is not live and not torch.equal(self.values, live)
+        swap = self.shared and not torch.equal(self.values, self.ticket.values.data)
         if swap:
             self.ticket.write(self.values)
         try:
