@@ -10,10 +10,10 @@ import time
 from glob import glob
 from multiprocessing import get_context
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
+from tests.servers import wait_for_health
 from tests.test_tracking import closed_port, history, tracker_of
 
 
@@ -57,13 +57,7 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        for _ in range(400):
-            try:
-                urlopen(f"{self.uri}/health", timeout=2)
-                return
-            except OSError:
-                time.sleep(0.3)
-        raise AssertionError("the MLflow server did not come up")
+        wait_for_health(self.uri)
 
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)

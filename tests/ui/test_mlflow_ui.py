@@ -6,13 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from mth.tracking import default_uri, mlflow_client
+from tests.servers import wait_for_health
 
 SMALL = [
     "task=arithmetic",
@@ -78,12 +77,7 @@ def ui(tmp_path_factory):
     ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        for _ in range(300):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.3)
+        wait_for_health(f"http://127.0.0.1:{port}")
         yield f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}"
     finally:
         os.killpg(server.pid, 15)
