@@ -552,7 +552,7 @@ def table_lr(table: str | None, percent: float) -> float:
     points = sorted((math.log(density(level)), math.log(rate)) for level, rate in LR_TABLES[table].items())
     x = math.log(density(percent))
     if x <= points[0][0]:
-        return math.exp(points[0][1])
+        return float(f"{math.exp(points[0][1]):.6g}")
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return float(f"{math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)):.6g}")
