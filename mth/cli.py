@@ -48,6 +48,9 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
+        except BrokenPipeError:  # the reader of our output, as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the interpreter to flush into it
+            raise SystemExit(1) from None
         except OSError as error:
             if error.errno not in FILE_ERRORS:
                 raise

@@ -41,21 +41,25 @@ PAPER = (
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source is a folder of runs and not the name of an MLflow experiment (whatever other folder may have that name)."""
+    """Whether a source is a folder of runs, or of a report, and not the name of an MLflow experiment (whatever other folder may have that name)."""
+    from mth.analysis.frame import is_frame
     from mth.analysis.runs import run_folders
 
-    return "/" in source or source == "." or next(run_folders(Path(source)), None) is not None
+    folder = Path(source)
+    return "/" in source or source == "." or is_frame(folder) or next(run_folders(folder), None) is not None
 
 
 def read(sources: Sequence[str], uri: str | None) -> "Collection":
-    """The runs of folders and MLflow experiments; a run that several of them have counts once."""
+    """The runs of folders, reports and MLflow experiments; a run that several of them have counts once."""
+    from mth.analysis.frame import is_frame, read_frame
     from mth.analysis.runs import merged, read_folder, read_mlflow
     from mth.tracking import default_uri
 
     collections = []
     for source in sources:
         if is_folder(source):
-            collections.append(read_folder(Path(source)))
+            folder = Path(source)
+            collections.append(read_frame(folder) if is_frame(folder) else read_folder(folder))
             continue
         require(
             uri is not None or Path("multirun/mlflow.db").is_file(),
@@ -180,6 +184,7 @@ def report(sources: Sequence[str], out: Path | None, uri: str | None, metric: st
     from omegaconf import OmegaConf
 
     from mth.analysis.aggregate import run_table, tidy
+    from mth.analysis.frame import write_frame
     from mth.config import to_plain
     from mth.paths import PACKAGE
     from mth.provenance import code_version
@@ -206,13 +211,12 @@ def report(sources: Sequence[str], out: Path | None, uri: str | None, metric: st
         )
     sections = result_sections(collection, metric, out) + ([paper_section(out)] if paper_tables else [])
     table = run_table(collection.runs).drop(columns="identity")
+    write_frame(collection.runs, out)
     everything = tidy(collection.runs)
     for task in sorted({task for run in done for task in run.config.eval.tasks or []}):
         by_run = everything[everything["metric"] == f"eval/{task}/{metric}"].sort_values("step").groupby("run", observed=False)["value"]
         table[f"{task} before"], table[f"{task} after"] = by_run.first().to_numpy(), by_run.last().to_numpy()
     table.to_csv(out / "runs.csv", index=False)
-    kept = everything["metric"].astype(str).str.startswith("eval/") | (everything["metric"] == "reward/mean")
-    everything[kept].to_csv(out / "points.csv", index=False)
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.status for run in collection.runs).items())
     version = code_version()
     page = jinja2.Environment(autoescape=True).from_string((PACKAGE / "analysis" / "report.html.j2").read_text()).render(
@@ -237,7 +241,9 @@ def report(sources: Sequence[str], out: Path | None, uri: str | None, metric: st
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mth.report", description=__doc__)
-    parser.add_argument("source", nargs="+", help="folder with runs at any depth (multirun), or the name of an MLflow experiment")
+    parser.add_argument(
+        "source", nargs="+", help="folder with runs at any depth (multirun) or with a report, or the name of an MLflow experiment"
+    )
     parser.add_argument("--out", type=Path, help="folder to write (default: report/ in the first folder of runs)")
     parser.add_argument("--tracking-uri", help="MLflow store or server of the experiments (default: multirun/mlflow.db)")
     parser.add_argument(

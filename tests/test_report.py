@@ -218,6 +218,37 @@ def test_folders_and_mlflow_are_one_collection(few, runs, tmp_path_factory):
     assert "repeats of a run that is shown" in page.read_text()
 
 
+def test_forgetting_is_the_change_of_the_task_that_was_not_trained(few, tmp_path):
+    for journal in few.rglob("journal.jsonl"):
+        lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        for line in lines:
+            if METRIC in line["metrics"]:
+                line["metrics"]["eval/alphabet_sort/pass_at_1"] = 0.5 - line["step"] / 1000
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        config = journal.with_name("config.yaml")
+        config.write_text(re.sub(r"  tasks:\n  - arithmetic\n", "  tasks:\n  - arithmetic\n  - alphabet_sort\n", config.read_text()))
+    made = report([str(few)], tmp_path, None, "pass_at_1", False).parent
+    table = pd.read_csv(made / "forgetting.csv").set_index(["accuracy on", "sparsity"])
+    assert table["change"].loc["alphabet_sort (not trained)"].tolist() == [-0.03, -0.03]
+    assert table.loc[("arithmetic (trained)", 99), "after"] == pytest.approx(finals(99)[0], abs=1e-4)
+    assert (made / "forgetting.png").stat().st_size > 50
+
+
+def test_a_report_is_a_source_that_gives_the_same_report(made, tmp_path):
+    """Its frame, two files, gives every table again; only gradients are not in it."""
+    for name in ("runs.jsonl", "points.parquet"):
+        shutil.copy(made / name, tmp_path)
+    again = report([str(tmp_path)], tmp_path / "again", None, "pass_at_1", False).parent
+    tables = {path.name for path in made.glob("*.csv")} - {"spectrum.csv", "eigenvalues.csv", "theory.csv", "eigenvectors.csv"}
+    assert {path.name for path in again.glob("*.csv")} == tables >= {"masks.csv", "sparsity.csv", "structured.csv", "learning_rates.csv"}
+    for name in tables:
+        assert (again / name).read_text() == (made / name).read_text(), name
+    assert (again / "runs.jsonl").read_text() == (made / "runs.jsonl").read_text()
+    (tmp_path / "runs.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="is no frame of a report"):
+        report([str(tmp_path)], None, None, "pass_at_1", False)
+
+
 def test_no_finished_run_is_one_line(few):
     for name in ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0"):
         (few / name / "summary.json").unlink()

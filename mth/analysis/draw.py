@@ -86,6 +86,20 @@ def levels(axes: Axes, table: pd.DataFrame, values: Mapping[float, Sequence[tupl
     legend_below(axes)
 
 
+def forgetting(axes: Axes, table: pd.DataFrame) -> None:
+    """Change of each task's result by sparsity, one line per task, mean and std over masks."""
+    names = sorted(set(table["sparsity"]))
+    for number, (task, rows) in enumerate(table.groupby("accuracy on", sort=False)):
+        place = np.array([names.index(percent) for percent in rows["sparsity"]]) + 0.06 * number
+        axes.errorbar(
+            place, rows["change"], yerr=rows["std"].fillna(0), color=COLORS[number % len(COLORS)], marker=MARKERS[number % len(MARKERS)],
+            markersize=5, capsize=4, label=task,
+        )  # fmt: skip
+    axes.axhline(0, color="gray", linewidth=1.2, linestyle=":", label="base model")
+    axes.set(xticks=range(len(names)), xticklabels=[f"{percent:g}" for percent in names], xlabel="sparsity (% of entries frozen)")
+    legend_below(axes)
+
+
 def rates(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> None:
     """Result over learning rate, one line per sparsity; the rate chosen on training prompts has a ring (paper, Figure 7)."""
     for number, (percent, rows) in enumerate(table.groupby("sparsity")):

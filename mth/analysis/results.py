@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mth.analysis import draw
 from mth.analysis.aggregate import curve, last, series, successes, summary
+from mth.analysis.forgetting import changes
 from mth.analysis.needs import Need, need
 from mth.analysis.rates import LAST_STEPS, at_best_rates, best_rates, selection_score
 from mth.analysis.runs import Run
@@ -141,6 +142,21 @@ def sparsity_item(setting: Setting, needed: Need) -> Item:
     item = Item("sparsity", "Result by sparsity (Figure 3)", caption, figure, _rounded_frame(pd.concat(tables)), needed)
     item.advice = ("Levels whose best rate has fewer masks than another rate:", list(dict.fromkeys(advice)))
     return item
+
+
+def forgetting_item(setting: Setting, needed: Need) -> Item:
+    """What training did to the tasks that were not trained."""
+    trained = setting.runs[0].config.task.name
+    others = [task for task in setting.tasks if task != trained]
+    if not others:
+        raise UserError(f"only {trained}, the task that was trained, was evaluated; add eval.tasks=[task,another]")
+    names = {f"{trained} (trained)": setting.key(trained)} | {f"{task} (not trained)": setting.key(task) for task in others}
+    table = changes(setting.usable(needed.runs, trained), names)
+    figure, (axes,) = draw.panels(1)
+    draw.forgetting(axes, table)
+    axes.set(title=f"trained on {trained}", ylabel=f"change of {_label(setting)}")
+    caption = f"Change from the base model to the end of training, runs as in Figure 3. Bars: one std over masks. {INTERVAL}"
+    return Item("forgetting", "Gain and forgetting by sparsity", caption, figure, _rounded_frame(table), needed)
 
 
 def structured_item(setting: Setting, needed: Need) -> Item:
@@ -321,6 +337,7 @@ Builder = Callable[[], list[Item]]
 EXPERIMENTS: tuple[tuple[tuple[str, ...], Callable[[Setting, Need], Item | list[Item]], tuple[str, ...]], ...] = (
     (("fig1_masks_1.5b", "fig2_masks_0.5b"), masks_item, ("mask_seed",)),
     (("fig3_sparsity",), sparsity_item, ("mask_seed", "lr")),
+    (("fig3_sparsity",), forgetting_item, ("mask_seed", "lr")),
     (("fig5_6_structured",), structured_item, ("mask_seed",)),
     (("fig7_lr",), rates_item, ("mask_seed", "lr")),
     (("fig4_spectrum",), spectrum_items, ("spectrum",)),
