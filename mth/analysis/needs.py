@@ -46,7 +46,7 @@ def kind(config: Config, ignore: Sequence[str]) -> str:
 def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[str] = ("mask_seed",)) -> Need:
     """The runs of a setting (that of `config`) that belong to an experiment, and what is missing of it.
 
-    A run belongs when it is one of the experiment's cells up to `ignore`: further masks, or learning rates, count as well. Learning rates of a
+    A run belongs when it is one of the experiment's cells up to `ignore`: further masks, learning rates or levels count as well. Learning rates of a
     model given by path, which has no table of them, are all its own.
     """
     arguments = [f"experiment={experiment}", f"model={config.model.name}", f"task={config.task.name}"]

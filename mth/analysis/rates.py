@@ -17,7 +17,10 @@ def selection_score(run: Run) -> float:
 
 
 def best_rates(runs: Sequence[Run]) -> dict[float, float]:
-    """Learning rate per sparsity with the highest `selection_score`, compared on the mask seeds that all rates of the level have."""
+    """Learning rate per sparsity with the highest `selection_score`, compared on the mask seeds that all rates of the level have.
+
+    Of equal scores, as where nothing learns, the rate with more masks counts.
+    """
     chosen = {}
     for percent in sorted({run.config.sparsity.percent for run in runs}):
         by_rate: dict[float, dict[int, float]] = {}
@@ -26,7 +29,7 @@ def best_rates(runs: Sequence[Run]) -> dict[float, float]:
                 by_rate.setdefault(run.config.lr.value or 0, {})[run.config.mask_seed] = selection_score(run)
         common = set.intersection(*map(set, by_rate.values()))
         score = {rate: np.mean([value for seed, value in seeds.items() if seed in common or not common]) for rate, seeds in by_rate.items()}
-        chosen[percent] = max(score, key=lambda rate: (np.nan_to_num(score[rate], nan=-1.0), -rate))
+        chosen[percent] = max(score, key=lambda rate: (np.nan_to_num(score[rate], nan=-1.0), len(by_rate[rate]), -rate))
     return chosen
 
 

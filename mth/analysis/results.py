@@ -336,10 +336,10 @@ Builder = Callable[[], list[Item]]
 # Experiment files, what is made of their runs, and what may differ from their cells.
 EXPERIMENTS: tuple[tuple[tuple[str, ...], Callable[[Setting, Need], Item | list[Item]], tuple[str, ...]], ...] = (
     (("fig1_masks_1.5b", "fig2_masks_0.5b"), masks_item, ("mask_seed",)),
-    (("fig3_sparsity",), sparsity_item, ("mask_seed", "lr")),
-    (("fig3_sparsity",), forgetting_item, ("mask_seed", "lr")),
+    (("fig3_sparsity",), sparsity_item, ("mask_seed", "lr", "sparsity")),
+    (("fig3_sparsity",), forgetting_item, ("mask_seed", "lr", "sparsity")),
     (("fig5_6_structured",), structured_item, ("mask_seed",)),
-    (("fig7_lr",), rates_item, ("mask_seed", "lr")),
+    (("fig7_lr",), rates_item, ("mask_seed", "lr", "sparsity")),
     (("fig4_spectrum",), spectrum_items, ("spectrum",)),
 )
 

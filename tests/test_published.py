@@ -1,0 +1,47 @@
+"""docs/results: the published runs give the published tables, they are all the cells of the published commands, and the page quotes them."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mth.analysis.frame import read_frame
+from mth.analysis.needs import cells_of
+from mth.config import identity
+from mth.report import markdown, report
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+TABLES = ("masks", "sparsity", "forgetting", "structured", "learning_rates", "overlap", "memory")
+TASKS = ("arithmetic", "alphabet_sort")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_published_frame_gives_the_published_tables(task, tmp_path):
+    again = report([str(RESULTS / task)], tmp_path, None, "pass_at_1", False).parent
+    for name in TABLES:
+        published = pd.read_csv(RESULTS / task / f"{name}.csv")
+        pd.testing.assert_frame_equal(pd.read_csv(again / f"{name}.csv"), published, rtol=1e-6, atol=1e-4)
+        assert (RESULTS / task / f"{name}.md").read_text() == markdown(published), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_cell_of_the_published_commands_is_left_out(task):
+    runs = {run.identity: run for run in read_frame(RESULTS / task).runs}
+    commands = [shlex.split(line) for line in (RESULTS / task / "commands.sh").read_text().splitlines() if "mth.train" in line]
+    cells = {identity(cell) for command in commands for cell in cells_of(command[command.index("-m", 3) + 1 :])}
+    assert cells == set(runs)
+    assert all(run.done for run in runs.values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_page_quotes_the_tables(task):
+    page = (RESULTS / "README.md").read_text()
+    row = pd.read_csv(RESULTS / task / "masks.csv").set_index("task").loc[task]
+    assert f"{row['successes']:.0f} of {row['masks']:.0f}" in page
+    table = pd.read_csv(RESULTS / task / "sparsity.csv")
+    for line in table[table["task"] == task].itertuples():
+        assert f"| {line.mean:.3f} |" in page, line
+    states = [json.loads(line)["status"] for line in (RESULTS / task / "runs.jsonl").read_text().splitlines()]
+    assert f"{len(states)} runs, {states.count('collapsed')} collapsed" in page
