@@ -169,6 +169,7 @@ def structured_item(setting: Setting, needed: Need) -> Item:
         groups: dict[str, list[Run]] = {}
         for run in runs:
             groups.setdefault(_mask_name(run), []).append(run)
+        tried = {name: {run.config.lr.value for run in group} for name, group in groups.items()}
         groups = {name: at_best_rates(group) for name, group in groups.items()}
         collapsed = {name: sum(run.status == "collapsed" for run in group) for name, group in groups.items()}
         named = {
@@ -180,11 +181,11 @@ def structured_item(setting: Setting, needed: Need) -> Item:
         each.set(title=task, ylabel=_label(setting))
         for name, group in groups.items():
             active = sorted(int(run.facts["active_parameters"]) for run in group if "active_parameters" in run.facts)
-            row = {"task": task, "mask": name, "active": active[0] if active else None} | _rounded(
-                summary([last(run, key) for run in group])
-            )
+            row = {"task": task, "mask": name, "active": active[0] if active else None, "learning rate": group[0].config.lr.value}
+            row |= {"rates tried": len(tried[name])} | _rounded(summary([last(run, key) for run in group]))
             rows.append(row | {"collapsed": collapsed[name]})
     caption = (
+        f"Each at its best learning rate among those run (reward of the last {LAST_STEPS} training steps). "
         "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed. "
         f"{INTERVAL}"
     )
@@ -338,7 +339,7 @@ EXPERIMENTS: tuple[tuple[tuple[str, ...], Callable[[Setting, Need], Item | list[
     (("fig1_masks_1.5b", "fig2_masks_0.5b"), masks_item, ("mask_seed",)),
     (("fig3_sparsity",), sparsity_item, ("mask_seed", "lr", "sparsity")),
     (("fig3_sparsity",), forgetting_item, ("mask_seed", "lr", "sparsity")),
-    (("fig5_6_structured",), structured_item, ("mask_seed",)),
+    (("fig5_6_structured",), structured_item, ("mask_seed", "lr")),
     (("fig7_lr",), rates_item, ("mask_seed", "lr", "sparsity")),
     (("fig4_spectrum",), spectrum_items, ("spectrum",)),
 )

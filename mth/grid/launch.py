@@ -76,10 +76,14 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
 def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     """Where each cell runs, and what is there already. Raises UserError when its folder belongs to another configuration."""
     known = {} if cells[0].config.force else runs_of([root, folder], [cell.config for cell in cells])
+    taken = {entry.name: entry.identity for entry in read_grid(folder).entries} if is_grid(folder) else {}
     entries: list[Entry] = []
     for cell in cells:
         name = identity(cell.config)
-        here = folder / cell.name
+        label, number = cell.name, 2
+        while taken.get(label, name) != name:  # a cell of an earlier command had the same number, level and seed
+            label, number = f"{cell.name}-{number}", number + 1
+        here = folder / label
         there = known.get(name, [])
         finished = next((path for path in there if status_of(path) in DONE), None)
         if finished is not None:
@@ -92,7 +96,7 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
             if (place / "config.yaml").is_file():
                 check_same(place, cell.config)
         steps, tasks = cell.config.train.steps, list(cell.config.eval.tasks or [])
-        entries.append(Entry(cell.name, place, list(cell.overrides), name, cell.launcher, found, steps, tasks))
+        entries.append(Entry(label, place, list(cell.overrides), name, cell.launcher, found, steps, tasks))
     return entries
 
 

@@ -175,11 +175,13 @@ def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(t
     with pytest.raises(UserError, match="1 of 2 cells did not finish"):
         launch.launch(check(forward), folder)
     assert launch.launch(check(["-m", "mask_seed=0", *SMALL]), folder) == [0.5]
-    assert started == [["0-s99.0-m0", "1-s99.0-m1"], ["0-s99.0-m7"], []]
+    launch.launch(check(["-m", "mask_seed=0", "lr=1e-3", *SMALL]), folder)  # another cell of the same number, level and seed
+    assert started == [["0-s99.0-m0", "1-s99.0-m1"], ["0-s99.0-m7"], [], ["0-s99.0-m0-2"]]
     assert [(e.name, e.dir.name) for e in read_grid(folder).entries] == [
         ("1-s99.0-m1", "1-s99.0-m1"),
         ("0-s99.0-m7", "0-s99.0-m7"),
         ("0-s99.0-m0", "0-s99.0-m0"),
+        ("0-s99.0-m0-2", "0-s99.0-m0-2"),
     ]
 
 
