@@ -100,6 +100,17 @@ def forgetting(axes: Axes, table: pd.DataFrame) -> None:
     legend_below(axes)
 
 
+def trade(axes: Axes, frame: pd.DataFrame, other: str) -> None:
+    """Gain on the trained task against the change of another, one dot per run, coloured by sparsity."""
+    for number, (percent, rows) in enumerate(frame.groupby("sparsity")):
+        color = BLACK if percent == 0 else COLORS[(number - 1) % len(COLORS)]
+        name = "full training" if percent == 0 else f"{percent:g} % sparsity"
+        axes.scatter(rows["gain"], rows[other], color=color, marker=MARKERS[number % len(MARKERS)], s=26, alpha=0.8, label=name)
+    axes.axhline(0, color="gray", linewidth=1.2, linestyle=":")
+    axes.axvline(0, color="gray", linewidth=1.2, linestyle=":")
+    legend_below(axes)
+
+
 def rates(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> None:
     """Result over learning rate, one line per sparsity; the rate chosen on training prompts has a ring (paper, Figure 7)."""
     for number, (percent, rows) in enumerate(table.groupby("sparsity")):

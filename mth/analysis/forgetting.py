@@ -29,3 +29,18 @@ def changes(runs: Sequence[Run], metrics: dict[str, str]) -> pd.DataFrame:
             change = summary([new - old for new, old in zip(after, before, strict=True)])
             rows.append(row | {"change" if key == "mean" else key: value for key, value in change.items()})
     return pd.DataFrame(rows)
+
+
+def by_run(runs: Sequence[Run], trained: str, others: dict[str, str]) -> pd.DataFrame:
+    """One row per run at any learning rate: sparsity, learning rate, mask seed, change of the trained metric and of each other one.
+
+    trained: metric of the trained task. others: name -> metric.
+    """
+    rows = []
+    for run in runs:
+        row = {"sparsity": run.config.sparsity.percent, "learning rate": run.config.lr.value, "mask seed": run.config.mask_seed}
+        for name, metric in {"gain": trained, **others}.items():
+            values = series(run, metric)
+            row[name] = float(values.iloc[-1] - values.iloc[0]) if len(values) > 1 else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["sparsity", "learning rate", "mask seed"], ignore_index=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mth.analysis import draw
 from mth.analysis.aggregate import curve, last, series, successes, summary
-from mth.analysis.forgetting import changes
+from mth.analysis.forgetting import by_run, changes
 from mth.analysis.needs import Need, need
 from mth.analysis.rates import LAST_STEPS, at_best_rates, best_rates, selection_score
 from mth.analysis.runs import Run
@@ -151,12 +151,20 @@ def forgetting_item(setting: Setting, needed: Need) -> Item:
     if not others:
         raise UserError(f"only {trained}, the task that was trained, was evaluated; add eval.tasks=[task,another]")
     names = {f"{trained} (trained)": setting.key(trained)} | {f"{task} (not trained)": setting.key(task) for task in others}
-    table = changes(setting.usable(needed.runs, trained), names)
-    figure, (axes,) = draw.panels(1)
-    draw.forgetting(axes, table)
-    axes.set(title=f"trained on {trained}", ylabel=f"change of {_label(setting)}")
-    caption = f"Change from the base model to the end of training, runs as in Figure 3. Bars: one std over masks. {INTERVAL}"
-    return Item("forgetting", "Gain and forgetting by sparsity", caption, figure, _rounded_frame(table), needed)
+    runs = setting.usable(needed.runs, trained)
+    table, each_run = changes(runs, names), by_run(runs, setting.key(trained), {task: setting.key(task) for task in others})
+    figure, axes = draw.panels(1 + len(others))
+    draw.forgetting(axes[0], table)
+    axes[0].set(title=f"trained on {trained}, best learning rates", ylabel=f"change of {_label(setting)}")
+    for task, each in zip(others, axes[1:], strict=True):
+        draw.trade(each, each_run, task)
+        each.set(title="every run, whatever its learning rate", xlabel=f"change on {trained} (trained)", ylabel=f"change on {task}")
+    caption = (
+        "Change from the base model to the end of training, runs as in Figure 3. Left: each level at its best learning rate; bars: one std "
+        f"over masks. Right: every run of the sweep, so that levels can be compared at equal gain. {INTERVAL}"
+    )
+    data = {"forgetting_runs": _rounded_frame(each_run)}
+    return Item("forgetting", "Gain and forgetting by sparsity", caption, figure, _rounded_frame(table), needed, data)
 
 
 def structured_item(setting: Setting, needed: Need) -> Item:
@@ -181,9 +189,9 @@ def structured_item(setting: Setting, needed: Need) -> Item:
         each.set(title=task, ylabel=_label(setting))
         for name, group in groups.items():
             active = sorted(int(run.facts["active_parameters"]) for run in group if "active_parameters" in run.facts)
-            row = {"task": task, "mask": name, "active": active[0] if active else None, "learning rate": group[0].config.lr.value}
-            row |= {"rates tried": len(tried[name])} | _rounded(summary([last(run, key) for run in group]))
-            rows.append(row | {"collapsed": collapsed[name]})
+            head = {"task": task, "mask": name, "active": active[0] if active else None, "learning rate": group[0].config.lr.value}
+            values = _rounded(summary([last(run, key) for run in group]))
+            rows.append(head | {"rates tried": len(tried[name])} | values | {"collapsed": collapsed[name]})
     caption = (
         f"Each at its best learning rate among those run (reward of the last {LAST_STEPS} training steps). "
         "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed. "
