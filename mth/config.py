@@ -550,9 +550,7 @@ def table_lr(table: str | None, percent: float) -> float:
     if table not in LR_TABLES:
         raise UserError(f"model.lr_table={table} has no learning rates; give lr.value=... or one of model.lr_table={','.join(LR_TABLES)}")
     points = sorted((math.log(density(level)), math.log(rate)) for level, rate in LR_TABLES[table].items())
-    x = math.log(density(percent))
-    if x <= points[0][0]:
-        return float(f"{math.exp(points[0][1]):.6g}")
+    x = max(math.log(density(percent)), points[0][0])
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return float(f"{math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)):.6g}")

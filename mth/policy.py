@@ -60,10 +60,8 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
         shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={source}: no model configuration found ({_first_line(error)})") from error
-    for (
-        key,
-        value,
-    ) in shape.to_dict().items():  # no dropout in reinforcement learning, nor where activation checkpointing needs training mode
+    # No dropout in reinforcement learning, nor where activation checkpointing needs training mode.
+    for key, value in shape.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(shape, key, 0.0)
     return shape

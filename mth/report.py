@@ -211,8 +211,8 @@ def report(sources: Sequence[str], out: Path | None, uri: str | None, metric: st
         )
     sections = result_sections(collection, metric, out) + ([paper_section(out)] if paper_tables else [])
     table = run_table(collection.runs).drop(columns="identity")
-    write_frame(collection.runs, out)
     everything = tidy(collection.runs)
+    write_frame(collection.runs, everything, out)
     for task in sorted({task for run in done for task in run.config.eval.tasks or []}):
         by_run = everything[everything["metric"] == f"eval/{task}/{metric}"].sort_values("step").groupby("run", observed=False)["value"]
         table[f"{task} before"], table[f"{task} after"] = by_run.first().to_numpy(), by_run.last().to_numpy()

@@ -1,6 +1,7 @@
 """The figures, as matplotlib figures without a display. Colours: Okabe and Ito (2008), safe for colour-blind readers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,13 @@ def panels(count: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
 def legend_below(axes: Axes) -> None:
     """A legend outside, where there is no telling which part of the axes stays free."""
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+
+
+def level_style(number: int, percent: float) -> dict[str, Any]:
+    """Colour, marker and label of a sparsity, the `number`-th of a figure."""
+    color = BLACK if percent == 0 else COLORS[(number - 1) % len(COLORS)]
+    label = "full training" if percent == 0 else f"{percent:g} % sparsity"
+    return {"color": color, "marker": MARKERS[number % len(MARKERS)], "label": label}
 
 
 def full_line(axes: Axes, curve: pd.DataFrame) -> None:
@@ -103,9 +111,7 @@ def forgetting(axes: Axes, table: pd.DataFrame) -> None:
 def trade(axes: Axes, frame: pd.DataFrame, other: str) -> None:
     """Gain on the trained task against the change of another, one dot per run, coloured by sparsity."""
     for number, (percent, rows) in enumerate(frame.groupby("sparsity")):
-        color = BLACK if percent == 0 else COLORS[(number - 1) % len(COLORS)]
-        name = "full training" if percent == 0 else f"{percent:g} % sparsity"
-        axes.scatter(rows["gain"], rows[other], color=color, marker=MARKERS[number % len(MARKERS)], s=26, alpha=0.8, label=name)
+        axes.scatter(rows["gain"], rows[other], s=26, alpha=0.8, **level_style(number, percent))
     axes.axhline(0, color="gray", linewidth=1.2, linestyle=":")
     axes.axvline(0, color="gray", linewidth=1.2, linestyle=":")
     legend_below(axes)
@@ -115,14 +121,11 @@ def rates(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> Non
     """Result over learning rate, one line per sparsity; the rate chosen on training prompts has a ring (paper, Figure 7)."""
     for number, (percent, rows) in enumerate(table.groupby("sparsity")):
         rows = rows.sort_values("lr")
-        color = BLACK if percent == 0 else COLORS[(number - 1) % len(COLORS)]
-        name = "full training" if percent == 0 else f"{percent:g} % sparsity"
-        axes.errorbar(
-            rows["lr"], rows["mean"], yerr=rows["std"].fillna(0), color=color, marker=MARKERS[number % len(MARKERS)], markersize=5,
-            capsize=3, linestyle="--" if percent == 0 else "-", label=name,
-        )  # fmt: skip
+        style = level_style(number, percent)
+        line = "--" if percent == 0 else "-"
+        axes.errorbar(rows["lr"], rows["mean"], yerr=rows["std"].fillna(0), markersize=5, capsize=3, linestyle=line, **style)
         best = rows[rows["lr"] == chosen.get(percent)]
-        axes.scatter(best["lr"], best["mean"], s=130, facecolors="none", edgecolors=color, linewidths=1.4, zorder=4)
+        axes.scatter(best["lr"], best["mean"], s=130, facecolors="none", edgecolors=style["color"], linewidths=1.4, zorder=4)
     axes.scatter([], [], s=110, facecolors="none", edgecolors="gray", label="chosen on training prompts")
     axes.set(xscale="log", xlabel="learning rate", ylabel="pass@1 after training")
     legend_below(axes)

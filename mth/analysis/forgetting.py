@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from mth.analysis.aggregate import last, series, summary
+from mth.analysis.aggregate import series, summary
 from mth.analysis.rates import at_best_rates
 from mth.analysis.runs import Run
+
+
+def _ends(run: Run, metric: str) -> tuple[float, float] | None:
+    """First and last value of a metric; None when there are no two."""
+    values = series(run, metric)
+    return (float(values.iloc[0]), float(values.iloc[-1])) if len(values) > 1 else None
 
 
 def changes(runs: Sequence[Run], metrics: dict[str, str]) -> pd.DataFrame:
@@ -19,14 +26,13 @@ def changes(runs: Sequence[Run], metrics: dict[str, str]) -> pd.DataFrame:
     chosen = at_best_rates(runs)
     for name, metric in metrics.items():
         for percent in sorted({run.config.sparsity.percent for run in chosen}):
-            here = [run for run in chosen if run.config.sparsity.percent == percent and len(series(run, metric)) > 1]
-            if not here:
+            here = [run for run in chosen if run.config.sparsity.percent == percent]
+            ends = np.array([both for run in here if (both := _ends(run, metric)) is not None])
+            if not len(ends):
                 continue
-            before = [float(series(run, metric).iloc[0]) for run in here]
-            after = [last(run, metric) for run in here]
             row = {"accuracy on": name, "sparsity": percent, "learning rate": here[0].config.lr.value}
-            row |= {"before": sum(before) / len(before), "after": sum(after) / len(after)}
-            change = summary([new - old for new, old in zip(after, before, strict=True)])
+            row |= dict(zip(("before", "after"), ends.mean(0).tolist(), strict=True))
+            change = summary(ends[:, 1] - ends[:, 0])
             rows.append(row | {"change" if key == "mean" else key: value for key, value in change.items()})
     return pd.DataFrame(rows)
 
@@ -40,7 +46,7 @@ def by_run(runs: Sequence[Run], trained: str, others: dict[str, str]) -> pd.Data
     for run in runs:
         row = {"sparsity": run.config.sparsity.percent, "learning rate": run.config.lr.value, "mask seed": run.config.mask_seed}
         for name, metric in {"gain": trained, **others}.items():
-            values = series(run, metric)
-            row[name] = float(values.iloc[-1] - values.iloc[0]) if len(values) > 1 else float("nan")
+            ends = _ends(run, metric)
+            row[name] = ends[1] - ends[0] if ends else float("nan")
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["sparsity", "learning rate", "mask seed"], ignore_index=True)

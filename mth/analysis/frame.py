@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from mth.analysis.aggregate import tidy
 from mth.analysis.runs import Collection, Run
 from mth.config import essence, from_plain, identity
 from mth.errors import UserError
@@ -25,15 +24,14 @@ def kept(metric: str) -> bool:
     return metric.startswith("eval/") or metric == "reward/mean"
 
 
-def write_frame(runs: Sequence[Run], folder: Path) -> None:
-    """Write both files."""
+def write_frame(runs: Sequence[Run], frame: pd.DataFrame, folder: Path) -> None:
+    """Write both files. frame: `tidy` of the runs."""
     lines = []
     for run in runs:
         facts = {key: run.facts[key] for key in FACTS if key in run.facts}
         line = {"name": run.name, "status": run.status, "reason": run.reason, "commit": run.commit, "facts": facts}
         lines.append(json.dumps(line | {"config": essence(run.config)}) + "\n")
     write_text(folder / RUNS, "".join(lines))
-    frame = tidy(runs)
     frame[frame["metric"].map(kept).astype(bool)].to_parquet(folder / POINTS, index=False, compression="zstd")
 
 

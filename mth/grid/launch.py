@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,10 +80,8 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     entries: list[Entry] = []
     for cell in cells:
         name = identity(cell.config)
-        label, number = cell.name, 2
-        while taken.get(label, name) != name:  # a cell of an earlier command had the same number, level and seed
-            label, number = f"{cell.name}-{number}", number + 1
-        here = folder / label
+        others = {label for label, owner in taken.items() if owner != name}  # of earlier commands, with the same number, level and seed
+        label = _free(cell.name, others.__contains__)
         there = known.get(name, [])
         finished = next((path for path in there if status_of(path) in DONE), None)
         if finished is not None:
@@ -92,7 +90,8 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
             busy = next((path for path in there if elsewhere(path)), None)
             found, place = ("busy", busy) if busy is not None else ("continued", there[0])
         else:
-            found, place = "new", _free(here) if cells[0].config.force else here
+            found = "new"
+            place = folder / (_free(label, lambda label: (folder / label).exists()) if cells[0].config.force else label)
             if (place / "config.yaml").is_file():
                 check_same(place, cell.config)
         steps, tasks = cell.config.train.steps, list(cell.config.eval.tasks or [])
@@ -100,12 +99,12 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     return entries
 
 
-def _free(path: Path) -> Path:
-    """`path`, or with a number behind it when it is taken."""
-    number, place = 2, path
-    while place.exists():
-        number, place = number + 1, path.with_name(f"{path.name}-{number}")
-    return place
+def _free(name: str, taken: Callable[[str], bool]) -> str:
+    """`name`, or with a number behind it when it is taken."""
+    number, free = 2, name
+    while taken(free):
+        number, free = number + 1, f"{name}-{number}"
+    return free
 
 
 def prepare_stores(cells: Sequence[Cell], root: Path) -> None:
