@@ -79,6 +79,8 @@ def completion_logprobs(
     places = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
     hidden = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state  # [B, T, H]
     row, place = loss_mask.nonzero(as_tuple=True)
-    source = hidden[row, place - 1 if layout is None else layout.previous[row, place]]
+    previous = place - 1 if layout is None else layout.previous[row, place]
+    # Sequences with a common beginning read one row of `hidden`. Backward of hidden[...] would add their gradients in the order of the threads.
+    source = hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)
     head = model.get_output_embeddings()
     return chosen_logprobs(head, source, ids[loss_mask], temperature, head.weight.shape[0])

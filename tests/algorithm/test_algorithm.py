@@ -8,7 +8,7 @@ import torch
 from mth.algorithm import logprobs as logprobs_module
 from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
-from mth.algorithm.logprobs import chosen_logprobs, completion_logprobs
+from mth.algorithm.logprobs import Layout, chosen_logprobs, completion_logprobs
 from mth.algorithm.losses import kl_estimate, policy_loss
 from mth.config import Advantage, AlgorithmConfig, CollapseConfig, Ratio
 
@@ -90,6 +90,24 @@ def test_completion_logprobs_ignore_padding_on_the_right(small_model):
     torch.testing.assert_close(padded, alone)
     full = small_model(input_ids=ids).logits.log_softmax(-1)
     torch.testing.assert_close(alone, torch.stack([full[0, t - 1, ids[0, t]] for t in range(5, 9)]))
+
+
+def test_gradients_of_a_shared_prompt_do_not_depend_on_the_order_of_threads(small_model):
+    prompt, replies = 4, 1020  # replies of one token, all predicted from the prompt's last position
+    ids = torch.randint(10, 200, (1, prompt + replies))
+    mask = (torch.arange(prompt + replies) >= prompt)[None]
+    previous = (torch.arange(prompt + replies) - 1).clamp(max=prompt - 1)[None]
+    positions = torch.arange(prompt + replies).clamp(max=prompt)[None]
+    layout = Layout(positions, previous, torch.ones(1, 1, prompt + replies, prompt + replies, dtype=torch.bool).tril())
+    weights = torch.randn(replies)
+    norm = small_model.base_model.norm.weight
+
+    def gradient():
+        logprobs, _ = completion_logprobs(small_model, ids, mask, 1.0, layout)
+        return torch.autograd.grad((logprobs * weights).sum(), norm)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(10))
 
 
 def test_kl_estimate_is_unbiased_for_the_sampler():
