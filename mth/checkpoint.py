@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mth.config import Config, differing_keys, from_plain, identity, to_plain
+from mth.config import Config, differing_keys, from_plain, identity, to_plain, trajectory
 from mth.errors import UserError
 from mth.tickets.ticket import Ticket
 
@@ -105,9 +105,9 @@ def restore_training(
     checkpoint: Checkpoint, ticket: Ticket, optimizer: torch.optim.Optimizer, config: Config
 ) -> tuple[int, dict[str, float] | None]:
     """Continue exactly where the checkpoint was written; returns the last step that was logged and, when the checkpoint's own step was not,
-    its metrics. Raises UserError when the configuration differs.
+    its metrics. The checkpoint may be of a run with fewer steps. Raises UserError when the configuration differs otherwise.
     """
-    if identity(checkpoint.config) != identity(config):
+    if trajectory(checkpoint.config) != trajectory(config) or checkpoint.config.train.steps > config.train.steps:
         different = differing_keys(checkpoint.header["config"], to_plain(config))
         raise UserError(
             f"checkpoint {checkpoint.path} belongs to another configuration: {', '.join(different)}; give the same values or another run_dir"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from functools import cache
@@ -357,7 +357,8 @@ class TrackerConfig:
 class Config:
     """One run. `mask_seed` alone decides the mask, `seed.train` prompts and sampling, `seed.eval` the evaluations.
 
-    Of grids: force runs cells again that are finished elsewhere; detach returns when the grid is submitted.
+    force: begin at step 0 whatever other folders hold, that is run again what is finished and extend no shorter run.
+    Of grids: detach returns when the grid is submitted.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -654,6 +655,11 @@ def essence(config: Any, prefix: str = "") -> dict[str, Any]:
 def identity(config: Config) -> str:
     """Hash of everything that influences the result: the same identity means the same run."""
     return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trajectory(config: Config) -> str:
+    """Identity but for `train.steps`, on which no step depends: of two runs with the same one the shorter is the beginning of the longer."""
+    return identity(replace(config, train=replace(config.train, steps=1)))
 
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

@@ -4,21 +4,21 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 from omegaconf import OmegaConf
 
-from mth.config import Config, differing_keys, flat, identity, read_config, to_plain
+from mth.config import Collect, Config, differing_keys, flat, identity, read_config, to_plain, trajectory
 from mth.errors import UserError
-from mth.files import read_json, write_json, write_text
+from mth.files import copy_file, read_json, write_json, write_text
 from mth.provenance import code_version
 
 DONE = ("finished", "collapsed")
 # Cheap to compare in a stored configuration before its identity is computed in full.
-TELLING = ("sparsity.percent", "mask_seed", "seed.train", "lr.value", "model.name", "task.name", "train.steps")
+TELLING = ("sparsity.percent", "mask_seed", "seed.train", "lr.value", "model.name", "task.name")
 
 
 def lock(run_dir: Path) -> IO[str] | None:
@@ -117,15 +117,15 @@ def note(run_dir: Path, **facts: Any) -> None:
     write_json(run_dir / "run.json", read_json(run_dir / "run.json") | facts)
 
 
-def runs_of(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, list[Path]]:
-    """Run folders under `roots` by identity, for the identities of `configs` only; newest first. Damaged folders are passed over."""
-    wanted = {identity(config) for config in configs}
+def runs_of(roots: Iterable[Path], configs: Sequence[Config], key: Callable[[Config], str] = identity) -> dict[str, list[Path]]:
+    """Run folders under `roots` by key, for the keys of `configs` only; newest first. Damaged folders are passed over."""
+    wanted = {key(config) for config in configs}
     telling = {_telling(to_plain(config)) for config in configs}
     found: dict[str, dict[Path, float]] = {}
     for path in (path for root in dict.fromkeys(roots) for path in root.rglob("config.yaml")):
         try:
             data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            if isinstance(data, dict) and _telling(data) in telling and (name := identity(read_config(path))) in wanted:
+            if isinstance(data, dict) and _telling(data) in telling and (name := key(read_config(path))) in wanted:
                 found.setdefault(name, {})[path.parent.resolve()] = path.parent.stat().st_mtime
         except (UserError, yaml.YAMLError, OSError):
             continue
@@ -135,6 +135,37 @@ def runs_of(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, list[
 def _telling(data: dict[str, Any]) -> tuple[str, ...]:
     values = flat(data)
     return tuple(str(values.get(key)) for key in TELLING)
+
+
+def shorter_runs(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, Path]:
+    """By identity of `configs`: the run under `roots` that is the longest finished beginning of it. None for runs that keep gradients."""
+    configs = [config for config in configs if config.spectrum.mode is Collect.none]
+    known = runs_of(roots, configs, trajectory) if configs else {}
+    found = {}
+    for config in configs:
+        folders = [(read_config(path / "config.yaml").train.steps, path) for path in known.get(trajectory(config), [])]
+        whole = [(steps, path) for steps, path in folders if steps < config.train.steps and status_of(path) in DONE and _last(path)]
+        if whole:
+            found[identity(config)] = max(whole, key=lambda each: each[0])[1]
+    return found
+
+
+def _last(run_dir: Path) -> Path | None:
+    """The checkpoint of a run's last step, if it is still there."""
+    from mth.checkpoint import checkpoint_path
+
+    path = checkpoint_path(run_dir, read_json(run_dir / "summary.json").get("steps", 0))
+    return path if path.is_file() else None
+
+
+def start_from(source: Path, run_dir: Path) -> None:
+    """Give a new run's folder the journal and the last checkpoint of a shorter run, so that it goes on where that one ended."""
+    last = _last(source)
+    assert last is not None
+    copy_file(source / "journal.jsonl", run_dir / "journal.jsonl")
+    steps = read_json(source / "summary.json")["steps"]
+    write_json(run_dir / "beginning.json", {"run": str(source), "steps": steps, "code": read_json(source / "run.json").get("code")})
+    copy_file(last, run_dir / "checkpoints" / last.name)  # what makes the folder one to be continued, hence at the end
 
 
 def find_unfinished(root: Path, config: Config) -> Path | None:

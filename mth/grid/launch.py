@@ -22,7 +22,7 @@ from mth.grid.record import Entry, Grid, is_grid, launcher_at, log_event, read_g
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states, elsewhere
 from mth.provenance import code_version, environment, snapshot
-from mth.runs import DONE, check_same, host, runs_of, status_of
+from mth.runs import DONE, check_same, host, runs_of, shorter_runs, start_from, status_of
 
 SLURM_POLL_S = 3.0
 
@@ -35,14 +35,20 @@ def runs_root() -> Path:
 def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
     """Launch a grid in `folder` and wait for it, unless detach=true. Returns pass@1 after training on the first task, per cell.
 
-    Cells with the identity of a finished run are not run again, unfinished ones are continued in their folder, wherever it is under
-    multirun/. Raises UserError before anything runs when something is wrong, and at the end when cells have failed.
+    Cells with the identity of a finished run are not run again, unfinished ones are continued in their folder, and a cell that a finished
+    run with fewer steps is the beginning of starts where that one ended, wherever they are under multirun/. Raises UserError before anything runs when something is wrong, and at the end when cells have failed.
     """
     check_models(cells)
     grid = prepare(cells, folder.resolve(), runs_root())
     prepare_stores(cells, grid.root)
-    counts = {found: sum(entry.found == found for entry in grid.entries) for found in ("new", "continued", "finished", "busy")}
-    words = {"new": "new", "continued": "to be continued", "finished": "finished before", "busy": "queued or running already"}
+    counts = {found: sum(entry.found == found for entry in grid.entries) for found in ("new", "extended", "continued", "finished", "busy")}
+    words = {
+        "new": "new",
+        "extended": "extend shorter runs",
+        "continued": "to be continued",
+        "finished": "finished before",
+        "busy": "queued or running already",
+    }
     print(
         f"grid {os.path.relpath(grid.folder)}: {len(grid.entries)} cells, " + ", ".join(f"{n} {words[f]}" for f, n in counts.items() if n)
     )
@@ -61,8 +67,10 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
     chosen = choose(cells, folder, root)
     folder.mkdir(parents=True, exist_ok=True)
     for cell, entry in zip(cells, chosen, strict=True):
-        if entry.found in ("new", "continued"):
+        if entry.found in ("new", "extended", "continued"):
             entry.dir.mkdir(parents=True, exist_ok=True)
+            if entry.found == "extended":
+                start_from(Path(entry.beginning), entry.dir)
             write_text(entry.dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(cell.config))))
     code = snapshot(folder / "code")
     write_json(folder / "environment.json", environment())
@@ -76,6 +84,8 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
 def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     """Where each cell runs, and what is there already. Raises UserError when its folder belongs to another configuration."""
     known = {} if cells[0].config.force else runs_of([root, folder], [cell.config for cell in cells])
+    new = [cell.config for cell in cells if identity(cell.config) not in known]
+    shorter = {} if cells[0].config.force else shorter_runs([root, folder], new)
     taken = {entry.name: entry.identity for entry in read_grid(folder).entries} if is_grid(folder) else {}
     entries: list[Entry] = []
     for cell in cells:
@@ -90,12 +100,13 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
             busy = next((path for path in there if elsewhere(path)), None)
             found, place = ("busy", busy) if busy is not None else ("continued", there[0])
         else:
-            found = "new"
+            found = "extended" if name in shorter else "new"
             place = folder / (_free(label, lambda label: (folder / label).exists()) if cells[0].config.force else label)
             if (place / "config.yaml").is_file():
                 check_same(place, cell.config)
         steps, tasks = cell.config.train.steps, list(cell.config.eval.tasks or [])
-        entries.append(Entry(label, place, list(cell.overrides), name, cell.launcher, found, steps, tasks))
+        beginning = str(shorter[name]) if found == "extended" else ""
+        entries.append(Entry(label, place, list(cell.overrides), name, cell.launcher, found, steps, tasks, beginning))
     return entries
 
 

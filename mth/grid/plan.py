@@ -112,7 +112,7 @@ def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, Path]]) -> str:
         memory = sum(memory_estimate(config, model).values())
         count = config.train.steps * config.train.batch_size
         memories.append(memory)
-        rollouts += count if state in ("new", "continued") else 0
+        rollouts += count if state in ("new", "extended", "continued") else 0
         values = flat(to_plain(config))
         active = sum(active_counts(config, model))
         rows.append(

@@ -17,7 +17,9 @@ FORMAT = "mth-grid-1"
 
 @dataclass
 class Entry:
-    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: new, continued, finished or busy at launch.
+    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: new, extended, continued, finished or busy at launch.
+
+    beginning: folder of the shorter run that an extended cell starts from.
 
     steps, tasks: optimizer steps and evaluation tasks of its configuration.
     """
@@ -30,6 +32,7 @@ class Entry:
     found: str
     steps: int
     tasks: list[str]
+    beginning: str = ""
 
 
 @dataclass
