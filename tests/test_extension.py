@@ -8,10 +8,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mth.cells import Cell
+from mth.cells import Cell, check
 from mth.checkpoint import checkpoints_of, load_checkpoint
 from mth.config import identity, to_plain
 from mth.files import read_json
+from mth.grid.__main__ import plan
 from mth.grid.launch import choose, prepare
 from mth.runs import claim, shorter_runs
 from mth.tracking import read_journal
@@ -111,3 +112,12 @@ def test_a_grid_plans_extensions_before_it_makes_them_and_force_makes_none(tmp_p
     grid = prepare([cell(steps(9))], tmp_path / "grid", tmp_path)
     assert [path.name for path in checkpoints_of(grid.entries[0].dir)] == ["step_000003.safetensors"]
     assert OmegaConf.load(grid.entries[0].dir / "config.yaml") == OmegaConf.create(to_plain(steps(9)))
+
+
+def test_a_plan_counts_the_steps_that_are_to_come(tmp_path, capsys, monkeypatch):
+    arguments = ["task=arithmetic", "train.batch_size=16", "rollout.group_size=4"]
+    short = folder_of(tmp_path / "multirun/short", check(["-m", *arguments, "train.steps=3"])[0].config)
+    (short / "journal.jsonl").write_text('{"step": 3, "time": 0, "metrics": {}}\n')
+    monkeypatch.chdir(tmp_path)
+    plan([*arguments, "train.steps=9"])
+    assert "1 extended; 96 rollouts to generate" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mth.cells import Cell
@@ -102,17 +101,17 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     }
 
 
-def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, Path]]) -> str:
-    """One line per cell and the totals; found: state and folder of each cell's run."""
+def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, int]]) -> str:
+    """One line per cell and the totals; found: state of each cell's run, and the steps that are done."""
     facts = model_facts(cells)
     changing = _changing(cells)
     rows, rollouts, memories = [], 0, []
-    for cell, (state, _) in zip(cells, found, strict=True):
+    for cell, (state, done) in zip(cells, found, strict=True):
         config, model = cell.config, facts[repr(cell.config.model)]
         memory = sum(memory_estimate(config, model).values())
         count = config.train.steps * config.train.batch_size
         memories.append(memory)
-        rollouts += count if state in ("new", "extended", "continued") else 0
+        rollouts += count - done * config.train.batch_size if state in ("new", "extended", "continued") else 0
         values = flat(to_plain(config))
         active = sum(active_counts(config, model))
         rows.append(
