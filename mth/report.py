@@ -20,6 +20,7 @@ from mth.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from mth.analysis.results import Item
     from mth.analysis.runs import Collection, Run
@@ -119,15 +120,25 @@ def paper_section(out: Path) -> dict[str, Any]:
     return {"title": "The paper's models: Tables 2, 3 and 5", "anchor": "paper", "shown": shown, "absent": []}
 
 
+def png(figure: "Figure") -> bytes:
+    """A figure as a PNG with a palette of 256 colours: a third of the size of one without."""
+    from PIL import Image
+
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=130)
+    with Image.open(whole) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
 def write_item(item: "Item", out: Path, prefix: str) -> dict[str, Any]:
     """Write the item's files; returns what the page needs of it."""
     name, files, image = f"{prefix}{item.slug}", [], ""
     if item.figure is not None:
-        buffer = io.BytesIO()
-        item.figure.savefig(buffer, format="png", dpi=130)
-        (out / f"{name}.png").write_bytes(buffer.getvalue())
+        picture = png(item.figure)
+        (out / f"{name}.png").write_bytes(picture)
         item.figure.savefig(out / f"{name}.svg", metadata={"Date": None})
-        image = base64.b64encode(buffer.getvalue()).decode()
+        image = base64.b64encode(picture).decode()
         files += [f"{name}.png", f"{name}.svg"]
     if item.table is not None:
         item.table.to_csv(out / f"{name}.csv", index=False)
