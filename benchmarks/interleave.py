@@ -62,24 +62,36 @@ def take_turns(step: Callable[[], dict[str, float] | None], memory: Memory) -> N
         reply(seconds=time.perf_counter() - start, memory=memory.peak(), **more)
 
 
-def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> pd.DataFrame:
+def measure(programs: Mapping[str, Sequence[str]], rounds: int, beside: str | None = None) -> pd.DataFrame:
     """Rows (program, round, seconds, memory, ...) of `rounds` steps of every program after one that is not counted.
 
-    A program that fails is left out with its last line of output; the others go on.
+    beside: a program that takes a step before and after each step of the others, so that a machine that is slower for some seconds is so for
+    both; the column `beside` has the mean of the two in seconds. A program that fails is left out with its last line of output.
     """
     running: dict[str, subprocess.Popen[str]] = {}
     rows = []
     for name, arguments in programs.items():
         running[name] = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         _answer(name, running)
+
+    def step(name: str, turn: int) -> dict[str, float]:
+        print(f"\r{turn}/{rounds} {name:<70}", end="", file=sys.stderr, flush=True)
+        _write(running[name], "go")
+        return _answer(name, running)
+
     for turn in range(rounds + 1):
-        for name in list(running):
-            print(f"\r{turn}/{rounds} {name:<40}", end="", file=sys.stderr, flush=True)
-            _write(running[name], "go")
-            figures = _answer(name, running)
+        before = step(beside, turn) if beside is not None else {}
+        for name in [name for name in running if name != beside]:
+            figures = step(name, turn)
+            if beside is not None:
+                after = step(beside, turn)
+                if turn:
+                    rows.append({"program": beside, "round": turn, **after})
+                figures |= {"beside": (before["seconds"] + after["seconds"]) / 2} if figures else {}
+                before = after
             if figures and turn:
                 rows.append({"program": name, "round": turn, **figures})
-    print(f"\r{'':<60}\r", end="", file=sys.stderr)
+    print(f"\r{'':<80}\r", end="", file=sys.stderr)
     for process in running.values():
         _write(process, "end")
         process.wait(60)
@@ -108,17 +120,26 @@ def _answer(name: str, running: dict[str, subprocess.Popen[str]]) -> dict[str, f
 
 
 def summarize(measured: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row per program: median, least and greatest seconds, the median of the ratio to the baseline's step of the same round, memory."""
-    seconds = measured.pivot(index="round", columns="program", values="seconds")
+    """One row per program: median, least and greatest seconds, the median of the ratio to the baseline, memory.
+
+    Where `measure` had the baseline beside each step, the ratio is to those two steps, else to the baseline's step of the same round.
+    """
     order = list(dict.fromkeys(measured["program"]))
-    ratio = seconds.div(seconds[baseline], axis=0)
+    if "beside" in measured:
+        ratios = (measured["seconds"] / measured["beside"]).where(measured["program"] != baseline, 1.0)
+    else:
+        of_round = measured[measured["program"] == baseline].set_index("round")["seconds"]
+        ratios = measured["seconds"] / measured["round"].map(of_round)
+    by_program = measured.assign(ratio=ratios).groupby("program")
+    seconds = by_program["seconds"]
     return pd.DataFrame(
         {
             "method": order,
             "seconds": seconds.median()[order].round(4).to_numpy(),
-            "range": [f"{seconds[name].min():.3g} to {seconds[name].max():.3g}" for name in order],
-            f"times {baseline}": ratio.median()[order].round(3).to_numpy(),
-            "MiB above the model": (measured.groupby("program")["memory"].max()[order] / 2**20).round().astype(int).to_numpy(),
+            "range": [f"{seconds.min()[name]:.3g} to {seconds.max()[name]:.3g}" for name in order],
+            f"times {baseline}": by_program["ratio"].median()[order].round(3).to_numpy(),
+            "spread": [f"{by_program['ratio'].min()[name]:.2f} to {by_program['ratio'].max()[name]:.2f}" for name in order],
+            "MiB above the model": (by_program["memory"].max()[order] / 2**20).round().astype(int).to_numpy(),
         }
     )
 

@@ -24,9 +24,9 @@ LABELS = {
     "masked": "mask times gradient, full AdamW",
     "full": "full AdamW, fused",
 }
-BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira", "paper", "masked")  # the others do not depend on it
-EXPLANATION = """Every method is a process of its own; they take one step each in turn. A ratio is the median over rounds of a step's time against
-the floor's step of the same round. Memory is the peak of the process above the loaded model. LoRA and SHiRA adapt the linear layers, with
+BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira")  # the others take dense gradients and depend on it hardly or not at all
+EXPLANATION = """Every method is a process of its own; they take one step each in turn, with a step of the floor before and after each. A ratio is
+a step's time against the mean of these two floors, median over rounds; its spread is over rounds. Memory is the peak of the process above the loaded model. LoRA and SHiRA adapt the linear layers, with
 as many trainable parameters as the ticket; SHiRA and LoRA leave embedding, biases and norms alone."""
 
 
@@ -45,7 +45,7 @@ def main() -> None:
                 for method in LABELS
                 if method in BY_SPARSITY or percent == arguments.sparsity[0] or method == "floor"
             }
-            measured = measure(programs, arguments.rounds)
+            measured = measure(programs, arguments.rounds, LABELS["floor"])
             table = summarize(measured, LABELS["floor"]).rename(columns={f"times {LABELS['floor']}": "times floor"})
             tables[f"{tokens} tokens, {percent} % sparsity"] = table
     name = f"steps-{arguments.model}"
