@@ -63,32 +63,25 @@ def take_turns(step: Callable[[], dict[str, float] | None], memory: Memory) -> N
 
 
 def measure(programs: Mapping[str, Sequence[str]], rounds: int, beside: str | None = None) -> pd.DataFrame:
-    """Rows (program, round, seconds, memory, ...) of `rounds` steps of every program after one that is not counted.
+    """Rows (program, round, seconds, memory, ...) of `rounds` steps of every program, in the order of the steps, after one that is not counted.
 
     beside: a program that takes a step before and after each step of the others, so that a machine that is slower for some seconds is so for
-    both; the column `beside` has the mean of the two in seconds. A program that fails is left out with its last line of output.
+    both. A program that fails is left out with its last line of output; the others go on.
     """
     running: dict[str, subprocess.Popen[str]] = {}
     rows = []
     for name, arguments in programs.items():
         running[name] = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         _answer(name, running)
-
-    def step(name: str, turn: int) -> dict[str, float]:
-        print(f"\r{turn}/{rounds} {name:<70}", end="", file=sys.stderr, flush=True)
-        _write(running[name], "go")
-        return _answer(name, running)
-
     for turn in range(rounds + 1):
-        before = step(beside, turn) if beside is not None else {}
-        for name in [name for name in running if name != beside]:
-            figures = step(name, turn)
-            if beside is not None:
-                after = step(beside, turn)
-                if turn:
-                    rows.append({"program": beside, "round": turn, **after})
-                figures |= {"beside": (before["seconds"] + after["seconds"]) / 2} if figures else {}
-                before = after
+        others = [name for name in running if name != beside]
+        steps = others if beside is None else [beside, *(name for other in others for name in (other, beside))]
+        for name in steps:
+            if name not in running:
+                continue
+            print(f"\r{turn}/{rounds} {name:<70}", end="", file=sys.stderr, flush=True)
+            _write(running[name], "go")
+            figures = _answer(name, running)
             if figures and turn:
                 rows.append({"program": name, "round": turn, **figures})
     print(f"\r{'':<80}\r", end="", file=sys.stderr)
@@ -120,16 +113,13 @@ def _answer(name: str, running: dict[str, subprocess.Popen[str]]) -> dict[str, f
 
 
 def summarize(measured: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row per program: median, least and greatest seconds, the median of the ratio to the baseline, memory.
+    """One row per program: median, least and greatest seconds, median and spread of the ratio to the baseline, memory.
 
-    Where `measure` had the baseline beside each step, the ratio is to those two steps, else to the baseline's step of the same round.
+    A ratio is to the mean of the baseline's steps before and after in the same round, to the only one where there is one.
     """
     order = list(dict.fromkeys(measured["program"]))
-    if "beside" in measured:
-        ratios = (measured["seconds"] / measured["beside"]).where(measured["program"] != baseline, 1.0)
-    else:
-        of_round = measured[measured["program"] == baseline].set_index("round")["seconds"]
-        ratios = measured["seconds"] / measured["round"].map(of_round)
+    of_baseline = measured["seconds"].where(measured["program"] == baseline).groupby(measured["round"])
+    ratios = measured["seconds"] / pd.concat([of_baseline.ffill(), of_baseline.bfill()], axis=1).mean(axis=1)
     by_program = measured.assign(ratio=ratios).groupby("program")
     seconds = by_program["seconds"]
     return pd.DataFrame(

@@ -26,8 +26,9 @@ LABELS = {
 }
 BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira")  # the others take dense gradients and depend on it hardly or not at all
 EXPLANATION = """Every method is a process of its own; they take one step each in turn, with a step of the floor before and after each. A ratio is
-a step's time against the mean of these two floors, median over rounds; its spread is over rounds. Memory is the peak of the process above the loaded model. LoRA and SHiRA adapt the linear layers, with
-as many trainable parameters as the ticket; SHiRA and LoRA leave embedding, biases and norms alone."""
+a step's time against the mean of these two floors, median over rounds; its spread is over rounds. Memory is the peak of the process above
+the loaded model. LoRA and SHiRA adapt the linear layers, with as many trainable parameters as the ticket; SHiRA and LoRA leave embedding,
+biases and norms alone."""
 
 
 def main() -> None:
@@ -66,7 +67,8 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
         for row in table.to_dict("records"):
             color, shape = style[row["method"]]
             panel.scatter(row["times floor"], row["MiB above the model"], color=color, marker=shape, s=70, label=row["method"])
-        panel.set(title=heading, xlabel="seconds a step, times the floor", ylabel="peak MiB above the model", ylim=(0, None))
+        panel.set(title=heading, xlabel="seconds a step, times the floor", ylabel="peak MiB above the model")
+        panel.set_ylim(0, 1.1 * table["MiB above the model"].max())
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(tables) :]:
         panel.axis("off")

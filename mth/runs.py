@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from mth.config import Collect, Config, differing_keys, flat, identity, read_con
 from mth.errors import UserError
 from mth.files import copy_file, read_json, write_json, write_text
 from mth.provenance import code_version
+from mth.tracking import JOURNAL
 
 DONE = ("finished", "collapsed")
 # Cheap to compare in a stored configuration before its identity is computed in full.
@@ -117,19 +118,44 @@ def note(run_dir: Path, **facts: Any) -> None:
     write_json(run_dir / "run.json", read_json(run_dir / "run.json") | facts)
 
 
-def runs_of(roots: Iterable[Path], configs: Sequence[Config], key: Callable[[Config], str] = identity) -> dict[str, list[Path]]:
-    """Run folders under `roots` by key, for the keys of `configs` only; newest first. Damaged folders are passed over."""
-    wanted = {key(config) for config in configs}
+def known_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[str, list[Path]], dict[str, Path]]:
+    """What the run folders under `roots` hold of `configs`, by identity: the folders of the same run, newest first, and of the longest
+    finished run that is its beginning the folder.
+
+    A run that keeps gradients begins at step 0, for these are not in a checkpoint. Damaged folders are passed over.
+    """
+    wanted = {trajectory(config) for config in configs}
     telling = {_telling(to_plain(config)) for config in configs}
-    found: dict[str, dict[Path, float]] = {}
+    found: dict[str, dict[Path, tuple[int, float]]] = {}  # steps, and when it was made
     for path in (path for root in dict.fromkeys(roots) for path in root.rglob("config.yaml")):
         try:
             data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            if isinstance(data, dict) and _telling(data) in telling and (name := key(read_config(path))) in wanted:
-                found.setdefault(name, {})[path.parent.resolve()] = path.parent.stat().st_mtime
+            if isinstance(data, dict) and _telling(data) in telling:
+                stored = read_config(path)
+                if (name := trajectory(stored)) in wanted:
+                    found.setdefault(name, {})[path.parent.resolve()] = stored.train.steps, path.parent.stat().st_mtime
         except (UserError, yaml.YAMLError, OSError):
             continue
-    return {name: sorted(paths, key=lambda path: -paths[path]) for name, paths in found.items()}
+    same, beginnings = {}, {}
+    for config in configs:
+        name, steps, folders = identity(config), config.train.steps, found.get(trajectory(config), {})
+        newest = sorted(folders, key=lambda path: -folders[path][1])
+        if equal := [path for path in newest if folders[path][0] == steps]:
+            same[name] = equal
+        shorter = [path for path in newest if folders[path][0] < steps and status_of(path) in DONE and _last_checkpoint(path).is_file()]
+        if shorter and config.spectrum.mode is Collect.none:
+            beginnings[name] = max(shorter, key=lambda path: folders[path][0])
+    return same, beginnings
+
+
+def runs_of(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, list[Path]]:
+    """Run folders under `roots` by identity, for the identities of `configs` only; newest first."""
+    return known_runs(roots, configs)[0]
+
+
+def shorter_runs(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, Path]:
+    """By identity of `configs`: the folder under `roots` of the longest finished run that is its beginning."""
+    return known_runs(roots, configs)[1]
 
 
 def _telling(data: dict[str, Any]) -> tuple[str, ...]:
@@ -137,34 +163,18 @@ def _telling(data: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(values.get(key)) for key in TELLING)
 
 
-def shorter_runs(roots: Iterable[Path], configs: Sequence[Config]) -> dict[str, Path]:
-    """By identity of `configs`: the run under `roots` that is the longest finished beginning of it. None for runs that keep gradients."""
-    configs = [config for config in configs if config.spectrum.mode is Collect.none]
-    known = runs_of(roots, configs, trajectory) if configs else {}
-    found = {}
-    for config in configs:
-        folders = [(read_config(path / "config.yaml").train.steps, path) for path in known.get(trajectory(config), [])]
-        whole = [(steps, path) for steps, path in folders if steps < config.train.steps and status_of(path) in DONE and _last(path)]
-        if whole:
-            found[identity(config)] = max(whole, key=lambda each: each[0])[1]
-    return found
-
-
-def _last(run_dir: Path) -> Path | None:
-    """The checkpoint of a run's last step, if it is still there."""
+def _last_checkpoint(run_dir: Path) -> Path:
+    """Where the checkpoint of an ended run's last step is, unless it was deleted."""
     from mth.checkpoint import checkpoint_path
 
-    path = checkpoint_path(run_dir, read_json(run_dir / "summary.json").get("steps", 0))
-    return path if path.is_file() else None
+    return checkpoint_path(run_dir, read_json(run_dir / "summary.json").get("steps", 0))
 
 
 def start_from(source: Path, run_dir: Path) -> None:
     """Give a new run's folder the journal and the last checkpoint of a shorter run, so that it goes on where that one ended."""
-    last = _last(source)
-    assert last is not None
-    copy_file(source / "journal.jsonl", run_dir / "journal.jsonl")
-    steps = read_json(source / "summary.json")["steps"]
-    write_json(run_dir / "beginning.json", {"run": str(source), "steps": steps, "code": read_json(source / "run.json").get("code")})
+    last, summary, run = _last_checkpoint(source), read_json(source / "summary.json"), read_json(source / "run.json")
+    copy_file(source / JOURNAL, run_dir / JOURNAL)
+    write_json(run_dir / "beginning.json", {"run": str(source), "steps": summary["steps"], "code": run.get("code")})
     copy_file(last, run_dir / "checkpoints" / last.name)  # what makes the folder one to be continued, hence at the end
 
 

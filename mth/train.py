@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     if not config.force and not (run_dir / "config.yaml").is_file():
         from mth.runs import shorter_runs, start_from
 
-        for shorter in shorter_runs([root, run_dir], [config]).values():
+        for shorter in shorter_runs([root], [config]).values():
             print(f"the beginning of this run is {shorter}; going on from there (force=true starts anew)")
             start_from(shorter, run_dir)
     from mth.tracking import Store, default_uri, ui_command

@@ -24,13 +24,14 @@ def plan(arguments: list[str]) -> None:
     from mth.cells import check
     from mth.grid.launch import choose, runs_root
     from mth.grid.plan import check_models, plan_table
+    from mth.grid.record import TO_DO
     from mth.tracking import read_journal
 
     cells = check(["-m", *(argument for argument in arguments if argument not in ("-m", "--multirun"))])
     check_models(cells)
     folder = Path(cells[0].config.run_dir or runs_root()).resolve()
     entries = choose(cells, folder, runs_root())
-    journals = [read_journal(Path(entry.beginning or entry.dir)) for entry in entries]
+    journals = [read_journal(Path(entry.beginning or entry.dir)) if entry.found in TO_DO else [] for entry in entries]
     print(plan_table(cells, [(entry.found, journal[-1].step if journal else 0) for entry, journal in zip(entries, journals, strict=True)]))
 
 

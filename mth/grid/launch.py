@@ -18,11 +18,11 @@ from mth.errors import UserError
 from mth.files import write_json, write_text
 from mth.grid import local, slurm
 from mth.grid.plan import check_models
-from mth.grid.record import Entry, Grid, is_grid, launcher_at, log_event, read_grid
+from mth.grid.record import TO_DO, Entry, Grid, is_grid, launcher_at, log_event, read_grid
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states, elsewhere
 from mth.provenance import code_version, environment, snapshot
-from mth.runs import DONE, check_same, host, runs_of, shorter_runs, start_from, status_of
+from mth.runs import DONE, check_same, host, known_runs, start_from, status_of
 
 SLURM_POLL_S = 3.0
 
@@ -35,8 +35,9 @@ def runs_root() -> Path:
 def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
     """Launch a grid in `folder` and wait for it, unless detach=true. Returns pass@1 after training on the first task, per cell.
 
-    Cells with the identity of a finished run are not run again, unfinished ones are continued in their folder, and a cell that a finished
-    run with fewer steps is the beginning of starts where that one ended, wherever they are under multirun/. Raises UserError before anything runs when something is wrong, and at the end when cells have failed.
+    Cells with the identity of a finished run are not run again, unfinished ones are continued in their folder, and a cell of which
+    a finished run is the beginning starts where that one ended, wherever they are under multirun/. Raises UserError before anything runs
+    when something is wrong, and at the end when cells have failed.
     """
     check_models(cells)
     grid = prepare(cells, folder.resolve(), runs_root())
@@ -67,7 +68,7 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
     chosen = choose(cells, folder, root)
     folder.mkdir(parents=True, exist_ok=True)
     for cell, entry in zip(cells, chosen, strict=True):
-        if entry.found in ("new", "extended", "continued"):
+        if entry.found in TO_DO:
             entry.dir.mkdir(parents=True, exist_ok=True)
             if entry.found == "extended":
                 start_from(Path(entry.beginning), entry.dir)
@@ -83,9 +84,7 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
 
 def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
     """Where each cell runs, and what is there already. Raises UserError when its folder belongs to another configuration."""
-    known = {} if cells[0].config.force else runs_of([root, folder], [cell.config for cell in cells])
-    new = [cell.config for cell in cells if identity(cell.config) not in known]
-    shorter = {} if cells[0].config.force else shorter_runs([root, folder], new)
+    known, beginnings = ({}, {}) if cells[0].config.force else known_runs([root, folder], [cell.config for cell in cells])
     taken = {entry.name: entry.identity for entry in read_grid(folder).entries} if is_grid(folder) else {}
     entries: list[Entry] = []
     for cell in cells:
@@ -100,12 +99,12 @@ def choose(cells: Sequence[Cell], folder: Path, root: Path) -> list[Entry]:
             busy = next((path for path in there if elsewhere(path)), None)
             found, place = ("busy", busy) if busy is not None else ("continued", there[0])
         else:
-            found = "extended" if name in shorter else "new"
+            found = "extended" if name in beginnings else "new"
             place = folder / (_free(label, lambda label: (folder / label).exists()) if cells[0].config.force else label)
             if (place / "config.yaml").is_file():
                 check_same(place, cell.config)
         steps, tasks = cell.config.train.steps, list(cell.config.eval.tasks or [])
-        beginning = str(shorter[name]) if found == "extended" else ""
+        beginning = str(beginnings[name]) if found == "extended" else ""
         entries.append(Entry(label, place, list(cell.overrides), name, cell.launcher, found, steps, tasks, beginning))
     return entries
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mth.cells import Cell
 from mth.config import ClipNorm, Config, OptimizerName, check_context, flat, to_plain
 from mth.errors import UserError
+from mth.grid.record import TO_DO
 from mth.grid.show import table
 
 PROCESS_BYTES = 450 * 2**20  # Python with torch, transformers and MLflow loaded, measured on a CPU
@@ -102,7 +103,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
 
 
 def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, int]]) -> str:
-    """One line per cell and the totals; found: state of each cell's run, and the steps that are done."""
+    """One line per cell and the totals; found: state of each cell's run, and the steps that one to be continued or extended has."""
     facts = model_facts(cells)
     changing = _changing(cells)
     rows, rollouts, memories = [], 0, []
@@ -111,7 +112,7 @@ def plan_table(cells: Sequence[Cell], found: Sequence[tuple[str, int]]) -> str:
         memory = sum(memory_estimate(config, model).values())
         count = config.train.steps * config.train.batch_size
         memories.append(memory)
-        rollouts += count - done * config.train.batch_size if state in ("new", "extended", "continued") else 0
+        rollouts += count - done * config.train.batch_size if state in TO_DO else 0
         values = flat(to_plain(config))
         active = sum(active_counts(config, model))
         rows.append(

@@ -13,15 +13,14 @@ from mth.files import read_json, write_json
 from mth.runs import host
 
 FORMAT = "mth-grid-1"
+TO_DO = ("new", "extended", "continued")
 
 
 @dataclass
 class Entry:
-    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: new, extended, continued, finished or busy at launch.
+    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: at launch, one of TO_DO, finished or busy.
 
-    beginning: folder of the shorter run that an extended cell starts from.
-
-    steps, tasks: optimizer steps and evaluation tasks of its configuration.
+    steps, tasks: optimizer steps and evaluation tasks of its configuration. beginning: folder of the shorter run that it extends, if any.
     """
 
     name: str
