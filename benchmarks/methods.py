@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from mth.algorithm.logprobs import completion_logprobs
 from mth.config import MaskFamily, OptimizerConfig, WeightGradient
 from mth.paths import ASSETS
-from mth.policy import model_parameters
+from mth.policy import keep_memory, model_parameters
 from mth.tickets.sampled import choose_sampled, sampled_gradients
 from mth.tickets.sampling import sample_mask
 from mth.tickets.ticket import Ticket
@@ -175,6 +175,8 @@ METHODS: dict[str, Callable[[PreTrainedModel, float], Step]] = {
 
 
 def main(method: str, name: str, percent: float, tokens: int) -> None:
+    if DEVICE.type == "cpu":
+        keep_memory()
     model = build_model(name)
     memory = Memory()
     ids = torch.randint(model.config.vocab_size, (tokens // LENGTH, LENGTH), device=DEVICE)

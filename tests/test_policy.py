@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,3 +92,24 @@ def test_dropout_is_off(tmp_path):
     shape.save_pretrained(tmp_path)
     loaded = architecture(ModelConfig(name="other", path=str(tmp_path)))
     assert (loaded.resid_pdrop, loaded.embd_pdrop, loaded.attn_pdrop) == (0, 0, 0)
+
+
+FAULTS = """
+import resource, torch
+from mth.config import ModelConfig
+from mth.policy import load_policy
+load_policy(ModelConfig(device="cpu"))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_for_the_next_step_unless_the_environment_says_otherwise(environment, kept):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    made = subprocess.run([sys.executable, "-c", FAULTS], env=inherited | environment, capture_output=True, text=True, check=True)
+    assert (int(made.stdout) < 1000) == kept

@@ -34,7 +34,7 @@ class _Chosen(torch.autograd.Function):
         probabilities.div_(total)
         normalizer = total.squeeze(1).log()
         chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - normalizer
-        entropy = normalizer - torch.linalg.vecdot(probabilities, logits)
+        entropy = normalizer - logits.mul_(probabilities).sum(1)
         ctx.save_for_backward(probabilities, targets)
         ctx.mark_non_differentiable(entropy)
         return chosen, entropy
@@ -59,6 +59,7 @@ def chosen_logprobs(
     hidden [N, H] predicts targets [N]. Works in chunks, recomputed in backward when there is more than one. The entropy (nats) carries no gradient.
     """
     rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    rows -= rows % 16 if rows > 16 else 0  # matrix products like whole cache lines
     if hidden.shape[0] <= rows:
         return _chunk(head, hidden, targets, temperature)
     parts = [

@@ -89,7 +89,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
         config.model.activation_checkpointing
     ):  # on a CPU, what is kept of each layer leaves holes in the heap, of about one large tensor each
         kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
-    logits = 3 * 4 * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
+    logits = 4 * (2 if config.rollout.temperature == 1 else 3) * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0) + 256

@@ -11,7 +11,7 @@ from mth.config import ClipNorm, MaskFamily, OptimizerConfig, WeightGradient
 from mth.errors import UserError
 from mth.paths import ASSETS
 from mth.policy import model_parameters
-from mth.tickets.sampled import choose_sampled, sampled_gradients, worth_sampling
+from mth.tickets.sampled import aligned_product, choose_sampled, sampled_gradients, worth_sampling
 from mth.tickets.sampling import sample_mask
 from mth.tickets.ticket import Ticket
 from tests.conftest import make_config
@@ -212,3 +212,15 @@ def test_which_tensors_are_worth_it(small_model):
 def test_dense_clipping_excludes_sampled_gradients():
     with pytest.raises(UserError, match=r"optimizer\.clip_norm=dense needs whole gradients"):
         make_config(optimizer={"clip_norm": "dense", "weight_gradient": "sampled"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 65])
+def test_products_by_feature_are_exact_and_their_rows_are_odd_numbers_of_cache_lines(dtype, tokens):
+    draw = torch.Generator().manual_seed(0)
+    a, b, bias = (torch.randint(-4, 5, shape, generator=draw).to(dtype) for shape in ((7, 5), (5, tokens), (7,)))
+    for shift in (None, bias):
+        product = aligned_product(a, b, shift)
+        assert torch.equal(product, a @ b + (0 if shift is None else shift.unsqueeze(1)))
+        lines, rest = divmod(product.stride(0) * product.element_size(), 64)
+        assert product.stride(1) == 1 and rest == 0 and lines % 2 == 1
