@@ -272,8 +272,9 @@ def test_both_doors_of_the_gradient_agree_in_a_step(played, monkeypatch, chunk):
     assert sampled == pytest.approx(dense, rel=1e-4, abs=2e-6)
     for name, place in ticket.slices.items():
         if place.stop > place.start:
-            # A tensor may have one active entry, whose sum over tokens cancels: 2e-5 on a processor without Intel's kernels.
-            assert (gradient[place] - dense_gradient[place]).norm() < 1e-4 * dense_gradient[place].norm(), name
+            # A single entry's sum over tokens may cancel: 2e-5 on an AMD processor.
+            tolerance = 1e-5 if place.stop - place.start > 1 else 1e-4
+            assert (gradient[place] - dense_gradient[place]).norm() < tolerance * dense_gradient[place].norm(), name
 
 
 def test_activation_checkpointing_changes_nothing(played):
