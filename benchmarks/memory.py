@@ -24,6 +24,7 @@ RUNS = {
     "tiny, full": ["task=arithmetic", "sparsity=0", *SHORT],
     "tiny, Alphabet Sort": ["task=alphabet_sort", *SHORT],
     "0.5B fp32, 99 %": [*HALF, "model.dtype=float32", "train.micro_batch_tokens=1024"],
+    "0.5B fp32, 99.99 %": [*HALF, "model.dtype=float32", "train.micro_batch_tokens=1024", "sparsity=99.99"],
     "0.5B fp32, 99 %, dense gradients": [*HALF, "model.dtype=float32", "train.micro_batch_tokens=1024", "optimizer.weight_gradient=dense"],
     "0.5B fp32, 99 %, checkpointing": [
         *HALF,

@@ -13,7 +13,7 @@ from interleave import Memory, take_turns
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mth.algorithm.logprobs import completion_logprobs
+from mth.algorithm.logprobs import completion_backward
 from mth.config import MaskFamily, OptimizerConfig, WeightGradient
 from mth.paths import ASSETS
 from mth.policy import keep_memory, model_parameters
@@ -185,8 +185,7 @@ def main(method: str, name: str, percent: float, tokens: int) -> None:
     step = METHODS[method](model, percent)
 
     def work() -> None:
-        logprobs, _ = completion_logprobs(model, ids, loss_mask, 1.0)
-        (-logprobs.mean()).backward()
+        completion_backward(model, ids, loss_mask, 1.0, lambda logprobs, entropy, piece: -logprobs.sum() / loss_mask.sum())
 
     take_turns(lambda: step(work), memory)
 

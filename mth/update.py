@@ -1,11 +1,12 @@
 """One optimizer step from a batch of rollouts: micro-batches, loss, backward into the ticket, clipping, write-back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from mth.algorithm.logprobs import completion_logprobs
+from mth.algorithm.logprobs import completion_backward, completion_logprobs
 from mth.algorithm.losses import kl_estimate, policy_loss
 from mth.batches import MicroBatch
 from mth.config import Config, Logprobs, OptimizerConfig, OptimizerName
@@ -28,6 +29,30 @@ def reference_logprobs(policy: Policy, ticket: Ticket, batches: list[MicroBatch]
     with torch.no_grad(), ticket.swapped(base_values):
         for batch in batches:
             batch.ref_logprobs, _ = completion_logprobs(policy.model, batch.ids, batch.loss_mask, temperature, batch.layout)
+
+
+def piece_loss(
+    batch: MicroBatch,
+    tokens: int,
+    config: Config,
+    sums: dict[str, torch.Tensor],
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    piece: slice,
+) -> torch.Tensor:
+    """Scalar loss of some of a micro-batch's tokens, of `tokens` in the whole batch; `sums` gathers what the log says of them."""
+    rollout, now = batch.rollout_logprobs[piece], logprobs.detach()
+    reference = None if batch.ref_logprobs is None else batch.ref_logprobs[piece]
+    # One optimizer step per batch: recomputed old log-probabilities are the current ones, without their gradient.
+    old = now if config.rollout.logprobs is Logprobs.recompute else rollout
+    loss, parts = policy_loss(logprobs, old, batch.advantages[piece], config.algorithm, tokens, reference)
+    gap = (now - rollout).abs()
+    parts["kl_rollout"] = kl_estimate(rollout, now).sum()
+    parts |= {"loss": loss.detach() * tokens, "entropy": entropy.sum(), "mismatch/mean": gap.sum()}
+    for key, value in parts.items():
+        sums[key] = sums.get(key, torch.zeros_like(value)) + value
+    sums["mismatch/max"] = torch.maximum(sums.get("mismatch/max", gap.max()), gap.max())
+    return loss
 
 
 def update(
@@ -54,17 +79,8 @@ def update(
     ticket.zero_gradient()
     with sampled_gradients(policy.model, ticket):
         for batch in batches:
-            logprobs, entropy = completion_logprobs(policy.model, batch.ids, batch.loss_mask, temperature, batch.layout)
-            gap = (logprobs.detach() - batch.rollout_logprobs).abs()
-            # One optimizer step per batch: recomputed old log-probabilities are the current ones, without their gradient.
-            old = logprobs.detach() if config.rollout.logprobs is Logprobs.recompute else batch.rollout_logprobs
-            loss, parts = policy_loss(logprobs, old, batch.advantages, config.algorithm, tokens, batch.ref_logprobs)
-            loss.backward()
-            parts["kl_rollout"] = kl_estimate(batch.rollout_logprobs, logprobs.detach()).sum()
-            parts |= {"loss": loss.detach() * tokens, "entropy": entropy.sum(), "mismatch/mean": gap.sum()}
-            for key, value in parts.items():
-                sums[key] = sums.get(key, torch.zeros_like(value)) + value
-            sums["mismatch/max"] = torch.maximum(sums.get("mismatch/max", gap.max()), gap.max())
+            loss = partial(piece_loss, batch, tokens, config, sums)
+            completion_backward(policy.model, batch.ids, batch.loss_mask, temperature, loss, batch.layout)
     policy.model.eval()
     norm = ticket.finish_gradient()
     if observe is not None:

@@ -1,11 +1,11 @@
 """Log-probabilities of chosen tokens without a [tokens, vocabulary] tensor for the whole batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
@@ -46,27 +46,20 @@ class _Chosen(torch.autograd.Function):
         return gradient.scatter_add_(1, targets.unsqueeze(1), grads[0].unsqueeze(1)), None
 
 
-def _chunk(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(hidden).float()
-    return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets)
-
-
-def chosen_logprobs(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log softmax(head(hidden) / temperature)[targets] and the entropy of that distribution, both fp32 [N].
-
-    hidden [N, H] predicts targets [N]. Works in chunks, recomputed in backward when there is more than one. The entropy (nats) carries no gradient.
-    """
+def chunks(tokens: int, vocabulary: int) -> list[slice]:
+    """Slices of `tokens` rows, so many that their logits are CHUNK_ELEMENTS at most."""
     rows = max(1, CHUNK_ELEMENTS // vocabulary)
     rows -= rows % 16 if rows > 16 else 0  # matrix products like whole cache lines
-    if hidden.shape[0] <= rows:
-        return _chunk(head, hidden, targets, temperature)
-    parts = [
-        checkpoint(_chunk, head, h, t, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+
+
+def chosen_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax(head(hidden) / temperature)[targets] and the entropy (nats) of that distribution, both fp32 [N].
+
+    hidden [N, H] predicts targets [N]. The entropy carries no gradient. Overwrites the logits that the head gives.
+    """
+    logits = head(hidden).float()
+    return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets)
 
 
 def completion_logprobs(
@@ -76,12 +69,42 @@ def completion_logprobs(
 
     ids [B, T], padded on the right; loss_mask [B, T], True at tokens the model sampled (never at position 0). Causal attention makes
     padding on the right invisible to real tokens, so without a layout no attention mask is passed and the fast kernels apply.
+    For gradients take `completion_backward`: here all chunks of logits would be kept for them.
     """
+    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    parts = [chosen_logprobs(head, hidden[c], targets[c], temperature) for c in chunks(targets.numel(), head.weight.shape[0])]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def completion_backward(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    loss_mask: torch.Tensor,
+    temperature: float,
+    loss: Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor],
+    layout: Layout | None = None,
+) -> None:
+    """Backward of a loss that is a sum over the tokens that `loss_mask` marks; arguments as in `completion_logprobs`.
+
+    loss(log-probabilities [n], entropies [n], which of the N tokens) gives the scalar loss of one chunk. Each chunk goes back to the hidden
+    states as soon as its loss is known: its logits [n, V] are computed once, and no two chunks are held at a time.
+    """
+    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    gradient = torch.empty_like(hidden)
+    for chunk in chunks(targets.numel(), head.weight.shape[0]):
+        part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
+        loss(*chosen_logprobs(head, part, targets[chunk], temperature), chunk).backward()
+        if part.grad is not None:
+            gradient[chunk] = part.grad
+    if hidden.requires_grad:
+        hidden.backward(gradient)
+
+
+def _predicting(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    """Hidden states [N, H] from which the head predicts the marked tokens."""
     places = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
     hidden = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state  # [B, T, H]
     row, place = loss_mask.nonzero(as_tuple=True)
     previous = place - 1 if layout is None else layout.previous[row, place]
     # Sequences with a common beginning read one row of `hidden`. Backward of hidden[...] would add their gradients in the order of the threads.
-    source = hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)
-    head = model.get_output_embeddings()
-    return chosen_logprobs(head, source, ids[loss_mask], temperature, head.weight.shape[0])
+    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)

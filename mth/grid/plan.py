@@ -64,7 +64,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     """
     from mth.algorithm.logprobs import CHUNK_ELEMENTS
     from mth.policy import resolve_device
-    from mth.tickets.sampled import by_shape
+    from mth.tickets.sampled import by_shape, kept_columns
 
     shape, width = model.architecture, SIZES[config.model.dtype.name]
     on_cpu = resolve_device(config.model.device).type == "cpu"
@@ -75,16 +75,17 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     indexed = sum(count for count, size in zip(counts, sizes, strict=True) if count < size)  # a whole tensor needs no index
     sampled = [by_shape(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
     patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
-    # The two uses of a tied embedding have a gradient each before they are added.
-    whole = [size * (2 if size == max(sizes) and shape.tie_word_embeddings else 1) for size in sizes]
-    largest = max((n for n, count, yes in zip(whole, counts, sampled, strict=True) if count and not yes), default=0)
+    largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
     gradient = total if config.optimizer.clip_norm is ClipNorm.dense else largest
 
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
     tokens = config.train.micro_batch_tokens
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
-    kept = per_layer * layers
+    # Nothing but the down projection's gradient needs that product: as many of its numbers are kept as the active entries read.
+    down = [(count, yes) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if dims == (hidden, inner)]
+    saved = sum(inner - kept_columns(inner, count) if yes else inner * (count == 0) for count, yes in down)
+    kept = per_layer * layers - saved
     if (
         config.model.activation_checkpointing
     ):  # on a CPU, what is kept of each layer leaves holes in the heap, of about one large tensor each
@@ -98,7 +99,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
         "process": PROCESS_BYTES,
         "weights": total * width * (2 if config.rollout.dtype not in (None, config.model.dtype) else 1),
         "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
-        "work": max(tokens * kept * width + logits + gradient * width + patterns, 2 * cache, active * (4 + 4 * moments)),
+        "work": max(int(tokens * kept * width) + logits + gradient * width + patterns, 2 * cache, active * (4 + 4 * moments)),
     }
 
 

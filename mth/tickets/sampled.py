@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,16 +22,17 @@ from mth.tickets.ticket import Ticket
 TILE = 2**19  # fp32 numbers of a layer's input held transposed at a time: they stay in a core's second-level cache
 CACHE_LINE = 64  # bytes
 LEAST_TOKENS = 128  # below, the calls cost more than the products
+FEW = 0.75  # share of rows or columns below which only those with an active entry are read
 
 
 def worth_sampling(rows: int, columns: int, count: int) -> bool:
     """Whether `count` entries of a [rows, columns] gradient cost less sampled than the whole gradient does: the rule of `auto` on a CPU.
 
     Per token a dense gradient costs rows * columns multiply-adds at the speed of a matrix product. A sampled one costs as much as 12 of
-    them an entry, because it reads at random, and as much as 150 a number of both operands, which are transposed (two threads;
-    benchmarks/weight_gradients.py). The choice depends on nothing but shapes, so that the same run has the same bits.
+    them an entry, because it reads at random, and as much as 150 a number of both operands that an entry needs, which are transposed (two
+    threads; benchmarks/weight_gradients.py). The choice depends on nothing but shapes, so that the same run has the same bits.
     """
-    return 12 * count + 150 * (rows + columns) < rows * columns
+    return 12 * count + 150 * (min(rows, count) + min(columns, count)) < rows * columns
 
 
 def by_shape(shape: tuple[int, ...], count: int, config: OptimizerConfig, on_cpu: bool) -> bool:
@@ -110,7 +111,7 @@ def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     """Within, backward adds the gradients of the tensors in `ticket.sampled` to the flat gradient directly; the others take the dense door.
 
     The modules are changed for the time of the context only: outside of it, and in copies, they are torch's own. Beside the ticket it holds
-    4 bytes per active entry and 4 per row of these tensors. Works with gradient accumulation and with activation checkpointing (backward
+    about 4 bytes per active entry and 12 per row or column of these tensors. Works with gradient accumulation and with activation checkpointing (backward
     has to run within).
     """
     weights = [ticket.parameters[name] for name in ticket.sampled]
@@ -135,8 +136,11 @@ def _patched(model: nn.Module, ticket: Ticket, names: Iterable[str]) -> Iterator
         for name in names:
             pattern = gradient_pattern(ticket, name)
             for module in users[name]:
-                kind: Any = _embedding if isinstance(module, nn.Embedding) else _linear
-                module.forward = partial(kind, module, pattern, anchor, inputs)
+                if isinstance(module, nn.Embedding):
+                    forward: Any = partial(_embedding, module, pattern, anchor)
+                else:
+                    forward = partial(_linear, module, narrow(pattern), anchor, inputs)
+                module.forward = forward
                 changed.append(module)
         yield
     finally:
@@ -152,18 +156,53 @@ def gradient_pattern(ticket: Ticket, name: str) -> torch.Tensor:
     rows, columns = ticket.shapes[name]
     edges = torch.arange(rows + 1, dtype=torch.int64, device=index.device) * columns
     starts = torch.searchsorted(index, edges.to(index.dtype) if rows * columns < 2**31 else edges, out_int32=True)
+    return _shared_csr(starts, (index % columns).int(), ticket.values.grad[ticket.slices[name]], (rows, columns))
+
+
+class Narrow(NamedTuple):
+    """The active entries of a tensor in a matrix of its rows and columns with these indices (int64, ascending), all of them where None."""
+
+    pattern: torch.Tensor
+    rows: torch.Tensor | None
+    columns: torch.Tensor | None
+
+
+def narrow(pattern: torch.Tensor) -> Narrow:
+    """Without the rows, and without the columns, that have no active entry where these are many; the values stay shared memory.
+
+    Of a very sparse tensor few numbers of each operand are needed, and few of the input have to be kept for backward.
+    """
+    starts, column, (height, width) = pattern.crow_indices(), pattern.col_indices(), pattern.shape
+    rows = columns = None
+    used = starts.diff() > 0
+    if used.sum() < FEW * height:
+        rows = used.nonzero().squeeze(1)
+        starts = torch.cat([starts[:-1][used], starts[-1:]])
+    used = torch.zeros(width, dtype=torch.bool, device=column.device).index_fill_(0, column.long(), True)
+    if used.sum() < FEW * width:
+        columns = used.nonzero().squeeze(1)
+        column = (used.cumsum(0, dtype=torch.int32) - 1)[column]
+    shape = (starts.numel() - 1, width if columns is None else columns.numel())
+    return Narrow(_shared_csr(starts, column, pattern.values(), shape), rows, columns)
+
+
+def kept_columns(columns: int, count: int) -> float:
+    """Numbers of a token's input that `count` active entries at random places keep for backward, on average."""
+    used = columns * -math.expm1(count * math.log1p(-1 / columns))
+    return used if used < FEW * columns else columns
+
+
+def _shared_csr(starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            starts, (index % columns).int(), ticket.values.grad[ticket.slices[name]], (rows, columns), check_invariants=False
-        )
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 
-def _linear(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, input: torch.Tensor) -> torch.Tensor:
-    return _SampledLinear.apply(input, module.weight, module.bias, pattern, anchor, inputs)
+def _linear(module: Any, active: Narrow, anchor: torch.Tensor, inputs: Any, input: torch.Tensor) -> torch.Tensor:
+    return _SampledLinear.apply(input, module.weight, module.bias, active, anchor, inputs)
 
 
-def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any, input: torch.Tensor) -> torch.Tensor:
+def _embedding(module: Any, pattern: torch.Tensor, anchor: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     return _SampledEmbedding.apply(input, module.weight, module.padding_idx, pattern, anchor)
 
 
@@ -171,30 +210,31 @@ class _SampledLinear(torch.autograd.Function):
     """y = x W^T + b; backward adds dL/dW at the active entries to the pattern's values and returns no gradient for W.
 
     Products over tokens want both operands with the tokens of one feature side by side. On a CPU a layer that widens its input to more than
-    twice (MLP and head, not the queries, which attention wants by token) therefore writes its output that way round (same values, other strides); elementwise functions keep the order, a layer behind them passes it back
-    in its gradient, and most transposes are saved.
+    twice (MLP and head, not the queries, which attention wants by token) therefore writes its output that way round (same values, other
+    strides); elementwise functions keep the order, a layer behind them passes it back in its gradient, and most transposes are saved.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pattern: torch.Tensor, anchor: torch.Tensor, inputs: Any
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, active: Narrow, anchor: torch.Tensor, inputs: Any
     ) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.pattern, ctx.inputs = pattern, inputs
+        flat = x.reshape(-1, weight.shape[1])
+        ctx.save_for_backward(x if active.columns is None else flat.t().index_select(0, active.columns), weight)
+        ctx.active, ctx.inputs, ctx.shape, ctx.by_feature = active, inputs, x.shape, by_feature(flat)
         if x.device.type != "cpu" or weight.shape[0] <= 2 * weight.shape[1]:
             return functional.linear(x, weight, bias)
-        y = aligned_product(weight, x.reshape(-1, weight.shape[1]).t(), bias)
+        y = aligned_product(weight, flat.t(), bias)
         return y.t().view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        dy, flat = grads[0].reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])  # [T, out], [T, in]
-        add_product(ctx.pattern, dy, ctx.inputs.by_feature(flat))
+        dy = grads[0].reshape(-1, weight.shape[0])  # [T, out]
+        add_product(ctx.active, dy, ctx.inputs.by_feature(x.reshape(-1, weight.shape[1])) if ctx.active.columns is None else x.float())
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = aligned_product(weight.t(), dy.t()).t() if by_feature(flat) else dy @ weight
-            dx = dx.view(x.shape)
+            dx = aligned_product(weight.t(), dy.t()).t() if ctx.by_feature else dy @ weight
+            dx = dx.view(ctx.shape)
         db = dy.sum(0) if ctx.needs_input_grad[2] else None
         return dx, None, db, None, None, None
 
@@ -233,14 +273,15 @@ class _Inputs:
         return self.transposed
 
 
-def add_product(pattern: torch.Tensor, dy: torch.Tensor, xt: torch.Tensor) -> None:
-    """pattern.values += (dy^T x) at the pattern's entries; dy [T, out] of any dtype, x transposed [in, T], sums in fp32.
+def add_product(active: Narrow, dy: torch.Tensor, xt: torch.Tensor) -> None:
+    """values += (dy^T x) at the active entries; dy [T, out] of any dtype, x transposed [its columns, T], sums in fp32.
 
     On a CPU in tiles of tokens: x is read at random, and a tile that stays in the cache makes that cheap.
     """
     tokens = max(LEAST_TOKENS, TILE // xt.shape[0]) if xt.device.type == "cpu" else xt.shape[1]
     for left, right in zip(dy.split(tokens), xt.split(tokens, dim=1), strict=True):
-        torch.sparse.sampled_addmm(pattern, left.float().t(), right.t(), beta=1.0, out=pattern)
+        rows = left.t() if active.rows is None else left.t().index_select(0, active.rows)
+        torch.sparse.sampled_addmm(active.pattern, rows.float(), right.t(), beta=1.0, out=active.pattern)
 
 
 class _SampledEmbedding(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Advantages, loss, log-probabilities and collapse against numbers worked out by hand."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from mth.algorithm import logprobs as logprobs_module
 from mth.algorithm.advantages import group_advantages, no_signal
 from mth.algorithm.collapse import collapse_reason
-from mth.algorithm.logprobs import Layout, chosen_logprobs, completion_logprobs
+from mth.algorithm.logprobs import Layout, chosen_logprobs, completion_backward, completion_logprobs
 from mth.algorithm.losses import kl_estimate, policy_loss
 from mth.config import Advantage, AlgorithmConfig, CollapseConfig, Ratio
 
@@ -65,19 +66,54 @@ def test_kl_penalty_by_hand():
     assert sums["kl_reference"].item() == pytest.approx(expected)
 
 
-def test_chosen_logprobs_chunked_and_whole_agree(monkeypatch):
+def test_chosen_logprobs_are_those_of_a_categorical_distribution():
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False)
     hidden, targets = torch.randn(23, 16, requires_grad=True), torch.randint(50, (23,))
-    whole, entropy = chosen_logprobs(head, hidden, targets, 0.7, 50)
+    chosen, entropy = chosen_logprobs(head, hidden, targets, 0.7)
     expected = torch.distributions.Categorical(logits=head(hidden) / 0.7)
-    torch.testing.assert_close(whole, expected.log_prob(targets))
+    torch.testing.assert_close(chosen, expected.log_prob(targets))
     torch.testing.assert_close(entropy, expected.entropy())
-    gradient = torch.autograd.grad(whole.sum(), [hidden, head.weight])
-    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 50 * 5)
-    chunked, _ = chosen_logprobs(head, hidden, targets, 0.7, 50)
-    torch.testing.assert_close(chunked, whole)
-    torch.testing.assert_close(torch.autograd.grad(chunked.sum(), [hidden, head.weight]), gradient)
+    gradient = torch.autograd.grad(chosen.sum(), [hidden, head.weight])
+    torch.testing.assert_close(torch.autograd.grad(expected.log_prob(targets).sum(), [hidden, head.weight]), gradient)
+
+
+@pytest.mark.parametrize("trained", ["all", "the head", "the first block"])
+def test_a_loss_goes_back_in_chunks_that_are_computed_once_and_held_one_at_a_time(small_model, monkeypatch, trained):
+    vocabulary = small_model.config.vocab_size
+    ids = torch.randint(10, 200, (3, 14))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    weights = torch.randn(mask.sum())
+    small_model.requires_grad_(trained == "all")
+    if trained != "all":
+        part = small_model.lm_head if trained == "the head" else small_model.base_model.layers[0]
+        small_model.lm_head.weight = torch.nn.Parameter(small_model.lm_head.weight.detach().clone(), requires_grad=False)  # no longer tied
+        part.requires_grad_(True)
+    parameters = [p for p in small_model.parameters() if p.requires_grad]
+    expected, entropies = completion_logprobs(small_model, ids, mask, 0.7)
+    whole = torch.autograd.grad((expected * weights).square().sum(), parameters)
+
+    heads, seen, held = [], [], []
+
+    def loss(logprobs, entropy, chunk):
+        seen.append((logprobs.detach(), entropy))
+        return (logprobs * weights[chunk]).square().sum()
+
+    def pack(saved):
+        if saved.dim() == 2 and saved.shape[1] == vocabulary and saved.shape[0] <= 5:
+            assert all(other() is None for other in held)
+            held.append(weakref.ref(saved))
+        return saved
+
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", vocabulary * 5)
+    small_model.lm_head.register_forward_hook(lambda module, inputs, output: heads.append(output.shape[0]))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        completion_backward(small_model, ids, mask, 0.7, loss)
+    assert heads == [5] * 7 + [4] and len(held) == len(heads)
+    torch.testing.assert_close(torch.cat([s[0] for s in seen]), expected.detach())
+    torch.testing.assert_close(torch.cat([s[1] for s in seen]), entropies)
+    torch.testing.assert_close([p.grad for p in parameters], list(whole), rtol=1e-4, atol=1e-4)
 
 
 def test_completion_logprobs_ignore_padding_on_the_right(small_model):

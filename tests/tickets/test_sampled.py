@@ -11,7 +11,16 @@ from mth.config import ClipNorm, MaskFamily, OptimizerConfig, WeightGradient
 from mth.errors import UserError
 from mth.paths import ASSETS
 from mth.policy import model_parameters
-from mth.tickets.sampled import aligned_product, choose_sampled, sampled_gradients, worth_sampling
+from mth.tickets.sampled import (
+    add_product,
+    aligned_product,
+    choose_sampled,
+    gradient_pattern,
+    kept_columns,
+    narrow,
+    sampled_gradients,
+    worth_sampling,
+)
 from mth.tickets.sampling import sample_mask
 from mth.tickets.ticket import Ticket
 from tests.conftest import make_config
@@ -203,6 +212,7 @@ def test_which_tensors_are_worth_it(small_model):
     assert worth_sampling(4864, 896, 43581) and worth_sampling(151936, 896, 1361346) and worth_sampling(896, 896, 8028)
     assert not worth_sampling(128, 896, 1146) and not worth_sampling(512, 192, 983)  # too small to pay for the transposes
     assert not worth_sampling(4864, 896, 4864 * 896 // 2)  # too many entries
+    assert worth_sampling(128, 896, 11) and worth_sampling(512, 192, 98)  # so few entries that little is transposed
     ticket = ticket_of(small_model, 98)
     assert choose_sampled(small_model, ticket, OptimizerConfig(clip_norm=ClipNorm.dense)) == (frozenset(), [])
     full = ticket_of(small_model, 0)
@@ -224,3 +234,41 @@ def test_products_by_feature_are_exact_and_their_rows_are_odd_numbers_of_cache_l
         assert torch.equal(product, a @ b + (0 if shift is None else shift.unsqueeze(1)))
         lines, rest = divmod(product.stride(0) * product.element_size(), 64)
         assert product.stride(1) == 1 and rest == 0 and lines % 2 == 1
+
+
+@pytest.mark.parametrize(("percent", "few_rows", "few_columns"), [(98, False, False), (99.5, True, False), (99.9, True, True)])
+def test_of_very_sparse_tensors_only_rows_and_columns_with_entries_are_read_and_kept(percent, few_rows, few_columns):
+    """Whole numbers, so that every order of summing gives the same sum."""
+    rows, columns, tokens = 320, 240, 50
+    layer = nn.Linear(columns, rows)
+    ticket = ticket_of(nn.ModuleDict({"layer": layer}), percent)
+    ticket.sampled = frozenset(["layer.weight"])
+    index = ticket.indices["layer.weight"].long()
+    active = narrow(gradient_pattern(ticket, "layer.weight"))
+    read_rows = (index // columns).unique() if few_rows else torch.arange(rows)
+    read_columns = (index % columns).unique() if few_columns else torch.arange(columns)
+    assert torch.equal(active.rows, read_rows) if few_rows else active.rows is None
+    assert torch.equal(active.columns, read_columns) if few_columns else active.columns is None
+    assert active.pattern.shape == (read_rows.numel(), read_columns.numel())
+    assert kept_columns(columns, index.numel()) == pytest.approx(read_columns.numel(), rel=0.1)
+
+    draw = torch.Generator().manual_seed(0)
+    x, dy = (torch.randint(-4, 5, (tokens, n), generator=draw).float() for n in (columns, rows))
+    expected = 2 + (dy.t() @ x).flatten()[index]
+    place = ticket.slices["layer.weight"]
+    for by_token in (True, False):
+        ticket.values.grad.fill_(2)
+        add_product(active, dy if by_token else dy.t().contiguous().t(), x.t()[read_columns])
+        assert torch.equal(ticket.values.grad[place], expected)
+
+    kept = []
+    ticket.values.grad.fill_(2)
+    x.requires_grad_()
+    with (
+        sampled_gradients(nn.ModuleDict({"layer": layer}), ticket),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        layer(x).backward(dy)
+    assert torch.equal(ticket.values.grad[place], expected)
+    assert torch.equal(x.grad, dy @ layer.weight)
+    assert [t.numel() for t in kept if t.shape != layer.weight.shape] == [tokens * read_columns.numel()]
