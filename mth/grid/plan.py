@@ -64,7 +64,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     """
     from mth.algorithm.logprobs import CHUNK_ELEMENTS
     from mth.policy import resolve_device
-    from mth.tickets.sampled import by_shape, kept_columns
+    from mth.tickets.sampled import by_shape, occupied
 
     shape, width = model.architecture, SIZES[config.model.dtype.name]
     on_cpu = resolve_device(config.model.device).type == "cpu"
@@ -84,7 +84,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
     # Nothing but the down projection's gradient needs that product: as many of its numbers are kept as the active entries read.
     down = [(count, yes) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if dims == (hidden, inner)]
-    saved = sum(inner - kept_columns(inner, count) if yes else inner * (count == 0) for count, yes in down)
+    saved = sum(inner - occupied(inner, count) if yes else inner * (count == 0) for count, yes in down)
     kept = per_layer * layers - saved
     if (
         config.model.activation_checkpointing

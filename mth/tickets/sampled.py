@@ -174,22 +174,22 @@ def narrow(pattern: torch.Tensor) -> Narrow:
     """
     starts, column, (height, width) = pattern.crow_indices(), pattern.col_indices(), pattern.shape
     rows = columns = None
-    used = starts.diff() > 0
-    if used.sum() < FEW * height:
+    if occupied(height, column.numel()) < height:
+        used = starts.diff() > 0
         rows = used.nonzero().squeeze(1)
         starts = torch.cat([starts[:-1][used], starts[-1:]])
-    used = torch.zeros(width, dtype=torch.bool, device=column.device).index_fill_(0, column.long(), True)
-    if used.sum() < FEW * width:
+    if occupied(width, column.numel()) < width:
+        used = torch.zeros(width, dtype=torch.bool, device=column.device).index_fill_(0, column.long(), True)
         columns = used.nonzero().squeeze(1)
         column = (used.cumsum(0, dtype=torch.int32) - 1)[column]
     shape = (starts.numel() - 1, width if columns is None else columns.numel())
     return Narrow(_shared_csr(starts, column, pattern.values(), shape), rows, columns)
 
 
-def kept_columns(columns: int, count: int) -> float:
-    """Numbers of a token's input that `count` active entries at random places keep for backward, on average."""
-    used = columns * -math.expm1(count * math.log1p(-1 / columns))
-    return used if used < FEW * columns else columns
+def occupied(size: int, count: int) -> float:
+    """Of `size` rows or columns, those that `count` active entries at random places lie in, on average; all of them where they are most."""
+    used = size * -math.expm1(count * math.log1p(-1 / size)) if size > 1 else size
+    return used if used < FEW * size else size
 
 
 def _shared_csr(starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -16,8 +16,8 @@ from mth.tickets.sampled import (
     aligned_product,
     choose_sampled,
     gradient_pattern,
-    kept_columns,
     narrow,
+    occupied,
     sampled_gradients,
     worth_sampling,
 )
@@ -250,7 +250,7 @@ def test_of_very_sparse_tensors_only_rows_and_columns_with_entries_are_read_and_
     assert torch.equal(active.rows, read_rows) if few_rows else active.rows is None
     assert torch.equal(active.columns, read_columns) if few_columns else active.columns is None
     assert active.pattern.shape == (read_rows.numel(), read_columns.numel())
-    assert kept_columns(columns, index.numel()) == pytest.approx(read_columns.numel(), rel=0.1)
+    assert occupied(columns, index.numel()) == pytest.approx(read_columns.numel(), rel=0.1)
 
     draw = torch.Generator().manual_seed(0)
     x, dy = (torch.randint(-4, 5, (tokens, n), generator=draw).float() for n in (columns, rows))
