@@ -39,7 +39,7 @@ lint: $(VENV)/.test  ## ruff and mypy
 
 check: lint test  ## lint, then all tests
 
-# Everything under benchmarks/results, one after another on an otherwise idle machine: about an hour on two cores.
+# Everything under benchmarks/results, one after another on an otherwise idle machine: about two hours on two cores.
 bench: $(VENV)/.test  ## measure speed and memory against other libraries
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,bench]'
 	for name in steps grpo weight_gradients ticket memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -72,19 +72,22 @@ def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
     take_turns(step, memory)
 
 
-def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
-    """TRL's own loop, which waits for its turn at every step."""
+def trl_step(prompts: int, group: int, new: int, lora: bool = False, keep: bool = False) -> None:
+    """TRL's own loop, which waits for its turn at every step. keep: with freed memory kept, which mth does by itself."""
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from mth.policy import load_policy
+    from mth.policy import keep_memory, load_tokenizer, model_source
     from mth.tasks import load_tasks
 
     config = config_of(prompts, group, new, 0)
     task, _ = load_tasks(config)
-    policy = load_policy(ModelConfig())
-    policy.tokenizer.pad_token_id = next(iter(policy.stop_ids))
+    if keep:
+        keep_memory()
+    model = AutoModelForCausalLM.from_pretrained(model_source(ModelConfig()), dtype=torch.float32)
+    tokenizer = load_tokenizer(ModelConfig())
+    tokenizer.pad_token_id = tokenizer.eos_token_id
     rows = [{"prompt": [{"role": "user", "content": episode.turns[0]}]} for episode in task.train]
     generator = torch.Generator().manual_seed(0)
 
@@ -113,7 +116,7 @@ def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
         peft_config = LoraConfig(r=1, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
-            policy.model,
+            model,
             reward_funcs=reward,
             args=GRPOConfig(
                 output_dir=folder,
@@ -135,7 +138,7 @@ def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
                 dataloader_pin_memory=False,
             ),
             train_dataset=Dataset.from_list(rows),
-            processing_class=policy.tokenizer,
+            processing_class=tokenizer,
             callbacks=[Turns()],
             peft_config=peft_config,
         )
@@ -144,7 +147,8 @@ def trl_step(prompts: int, group: int, new: int, lora: bool) -> None:
 
 
 WORKERS = {
-    "TRL GRPOTrainer, full": partial(trl_step, lora=False),
+    "TRL GRPOTrainer, full": trl_step,
+    "TRL GRPOTrainer, full, freed memory kept": partial(trl_step, keep=True),
     "TRL GRPOTrainer, LoRA rank 1": partial(trl_step, lora=True),
     "mth, full": partial(mth_step, percent=0.0),
     "mth, 99 %": partial(mth_step, percent=99.0),
