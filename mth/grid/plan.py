@@ -60,7 +60,7 @@ def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
     """Bytes per part of a run's peak: process, weights, ticket (values, gradient, index, moments), and the larger of what never lives at the
     same time: an update (activations, logits, the largest dense gradient), the key-value cache, a checkpoint on its way to the disk.
 
-    On a GPU the process's own memory is the host's. benchmarks/memory.py compares with runs.
+    The activations are those of a full micro-batch. On a GPU the process's own memory is the host's. benchmarks/memory.py compares with runs.
     """
     from mth.algorithm.logprobs import CHUNK_ELEMENTS
     from mth.policy import resolve_device
