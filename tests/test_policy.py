@@ -99,10 +99,13 @@ import resource, torch
 from mth.config import ModelConfig
 from mth.policy import load_policy
 load_policy(ModelConfig(device="cpu"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB, 16,384 pages
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(3):  # a freed block between two in use has no room to align the same tensor again: then a second one serves in turns with it
+    faults()
+print(faults())
 """
 
 
@@ -110,7 +113,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_kept_for_the_next_step_unless_the_environment_says_otherwise(environment, kept):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     made = subprocess.run([sys.executable, "-c", FAULTS], env=inherited | environment, capture_output=True, text=True, check=True)
-    places = int(made.stdout) / 16384
-    # A freed block between two that are in use has no room to align the same tensor once more, so a second place may be taken up before
-    # both serve in turns; without keeping, every one of the ten faults its pages in.
-    assert places < 4 if kept else places > 9
+    assert (int(made.stdout) < 1000) == kept
