@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint docs bench clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -38,6 +38,9 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/mypy
 
 check: lint test  ## lint, then all tests
+
+docs: $(VENV)/.demo  ## write docs/configuration.md from the fields of the schema
+	$(BIN)/python -c 'from mth.config.help import configuration_page; print(configuration_page(), end="")' > docs/configuration.md
 
 # Everything under benchmarks/results, one after another on an otherwise idle machine: about two hours on two cores.
 bench: $(VENV)/.test  ## measure speed and memory against other libraries

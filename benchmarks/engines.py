@@ -1,9 +1,9 @@
-"""Tokens per second of both rollout engines, and a ticket's sync against a full load, side by side in one process per model.
+"""Compares the hf and vllm engines in tokens per second, and a ticket's sync with a full load. One process per model.
 
-python benchmarks/engines.py [model ...]    tiny and qwen2.5-0.5b by default; weights are random, shapes real; on a GPU where there is one
+python benchmarks/engines.py [model ...]    tiny and qwen2.5-0.5b by default, with random weights in real shapes; on a GPU if there is one
 
-Replies end at their token limit only, so that both engines generate the same number. A sync writes the K values of a 99 % ticket into the
-running vLLM, resets its prefix cache and counts what was written; the full load is that of sparsity 0.
+Completions end only at the token limit, so both engines generate equally many tokens. A sync writes the K values of a 99 % ticket into the
+running vLLM, resets its prefix cache and counts what was written. A full load does the same at sparsity 0.
 """
 
 import statistics
@@ -16,22 +16,23 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from mth.config import Init, MaskConfig, ModelConfig, RolloutConfig
-from mth.paths import TINY_MODEL
-from mth.policy import Policy, load_policy, model_parameters
-from mth.rollout.core import LocalCore
+from mth.config.choices import Dtype, Init
+from mth.config.schema import Config, ModelConfig, RolloutConfig, SparsityConfig
+from mth.foundations.paths import TINY_MODEL
+from mth.models.load import Policy, load_policy
 from mth.rollout.engine import Request
-from mth.rollout.hf import HfEngine
-from mth.rollout.vllm import VllmEngine
-from mth.tickets.sampling import sample_mask
+from mth.rollout.hf.engine import HfEngine
+from mth.rollout.vllm.core import LocalCore
+from mth.rollout.vllm.engine import VllmEngine
+from mth.tickets.draw import draw_ticket
 from mth.tickets.ticket import Ticket
 
 ROUNDS = 5
 SYNCS = 20
-# model: config, number of prompts, group size, prompt and reply tokens, on a CPU
-TINY = (ModelConfig(), 16, 16, 32, 32)
-LARGE = (32, 16, 128, 128)
-SMALL = (4, 4, 64, 32)
+# number of prompts, group size, tokens per prompt, tokens per completion
+TINY = (16, 16, 32, 32)
+LARGE_GPU = (32, 16, 128, 128)
+LARGE_CPU = (4, 4, 64, 32)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -42,10 +43,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def ticket(policy: Policy, percent: float) -> Ticket:
-    parameters = model_parameters(policy.model)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    return Ticket(parameters, sample_mask(shapes, MaskConfig().family, percent, 0))
+def ticket_of(policy: Policy, percent: float) -> Ticket:
+    return draw_ticket(policy.model, Config(sparsity=SparsityConfig(percent)))
 
 
 def median(values: list[float]) -> str:
@@ -53,62 +52,61 @@ def median(values: list[float]) -> str:
 
 
 def measure(name: str) -> None:
-    """One model: prints a row for each engine and each way to update it."""
+    """Measure one model. Prints a row per engine and per way to update it."""
     if name == "tiny":
-        model, *sizes = TINY
+        model, sizes = ModelConfig(), TINY
     else:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
         base = ModelConfig(name=name, path=name, init=Init.random, tokenizer=str(TINY_MODEL))
-        model, *sizes = replace(base, dtype=type(base.dtype)[dtype]), *(LARGE if torch.cuda.is_available() else SMALL)
-    prompts, group, width, new = sizes
+        model, sizes = replace(base, dtype=Dtype[dtype]), LARGE_GPU if torch.cuda.is_available() else LARGE_CPU
+    prompts, group_size, prompt_tokens, new_tokens = sizes
     policy = load_policy(model)
-    policy = Policy(policy.model, policy.tokenizer, frozenset({-1}))  # nothing ends a reply
-    sparse = ticket(policy, 99)
-    config = RolloutConfig(batch_size=prompts * group, context=width + new + 1)
+    policy = Policy(policy.model, policy.tokenizer, frozenset({-1}))  # no stop token
+    sparse = ticket_of(policy, 99)
+    config = RolloutConfig(batch_size=prompts * group_size, context=prompt_tokens + new_tokens + 1)
     core = LocalCore()
     engines = {"hf": HfEngine(policy, sparse, config), "vllm": VllmEngine(policy, sparse, config, core)}
     engines["vllm"].stop_ids = []
 
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(10, 1000, (prompts, width), generator=generator).tolist()
-    requests = [Request(row, 2**40 + i * group + j) for i, row in enumerate(rows) for j in range(group)]
+    rows = torch.randint(10, 1000, (prompts, prompt_tokens), generator=generator).tolist()
+    requests = [Request(row, 2**40 + i * group_size + j) for i, row in enumerate(rows) for j in range(group_size)]
     speed: dict[str, list[float]] = {key: [] for key in engines}
-    for turn in range(ROUNDS + 1):
+    for round_ in range(ROUNDS + 1):
         for key, engine in engines.items():
-            spent = seconds(lambda engine=engine: engine.generate(requests, new, 1.0))
-            if turn:  # the first warms up
-                speed[key].append(len(requests) * new / spent)
+            spent = seconds(lambda engine=engine: engine.generate(requests, new_tokens, 1.0))
+            if round_:  # the first warms up
+                speed[key].append(len(requests) * new_tokens / spent)
     ratio = [b / a for a, b in zip(speed["hf"], speed["vllm"], strict=True)]
 
-    bytes_sent = 0
+    sync_bytes = load_bytes = 0
 
     def sync() -> None:
-        nonlocal bytes_sent
-        bytes_sent = engines["vllm"].sync(sparse.values.detach())
+        nonlocal sync_bytes
+        sync_bytes = engines["vllm"].sync(sparse.values.detach())
 
-    short = [1000 * seconds(sync) for _ in range(SYNCS + 1)][1:]
-    whole = VllmEngine(policy, ticket(policy, 0), config, core)
+    sync_ms = [1000 * seconds(sync) for _ in range(SYNCS + 1)][1:]
+    whole = VllmEngine(policy, ticket_of(policy, 0), config, core)
     values = whole.ticket.values.detach()
-    sent = 0
 
     def load() -> None:
-        nonlocal sent
-        sent = whole.sync(values)
+        nonlocal load_bytes
+        load_bytes = whole.sync(values)
 
-    full = [1000 * seconds(load) for _ in range(ROUNDS + 1)][1:]
+    load_ms = [1000 * seconds(load) for _ in range(ROUNDS + 1)][1:]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"\n{name}: {policy.model.num_parameters():,} parameters, {policy.model.dtype}, {device}; median (range)")
-    print(f"{len(requests)} replies of {new} tokens to prompts of {width}, groups of {group}")
+    print(f"{len(requests)} completions of {new_tokens} tokens, prompts of {prompt_tokens}, groups of {group_size}")
     table = pd.DataFrame(
         [
             ("hf", "tokens/s", median(speed["hf"])),
             ("vllm", "tokens/s", median(speed["vllm"])),
             ("vllm over hf", "ratio", median(ratio)),
-            (f"sync of {sparse.active_parameters:,} values", "ms", median(short)),
-            ("", "bytes", f"{bytes_sent:,}"),
-            ("full load", "ms", median(full)),
-            ("", "bytes", f"{sent:,}"),
-            ("full load over sync", "ratio of ms", f"{statistics.median(full) / statistics.median(short):.3g}"),
+            (f"sync of {sparse.active_parameters:,} values", "ms", median(sync_ms)),
+            ("", "bytes", f"{sync_bytes:,}"),
+            ("full load", "ms", median(load_ms)),
+            ("", "bytes", f"{load_bytes:,}"),
+            ("full load over sync", "ratio of ms", f"{statistics.median(load_ms) / statistics.median(sync_ms):.3g}"),
         ],
         columns=["what", "unit", "value"],
     )
@@ -119,5 +117,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         measure(sys.argv[2])
     else:
-        for chosen in sys.argv[1:] or ["tiny", "qwen2.5-0.5b"]:  # one engine a process
+        for chosen in sys.argv[1:] or ["tiny", "qwen2.5-0.5b"]:  # one process per model
             subprocess.run([sys.executable, __file__, "--one", chosen], check=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mth.grid import slurm
 from mth.grid.record import read_grid
-from mth.tracking import read_journal
+from mth.runs.journal import read_journal
 
 CELL = ["task=arithmetic", "train.steps=5", "train.batch_size=128", "eval.samples=128"]
 SIXTY = ["sparsity=99,99.5,99.9,99.95,99.99,99.999", "mask_seed=range(0,10)"]
@@ -35,7 +35,7 @@ def overhead(folder: Path, cells: int) -> float:
     for count, first in ((1, 0), (1 + cells, 1)):
         seeds = ",".join(str(first + i) for i in range(count))
         walls.append(mth("train", "-m", f"mask_seed={seeds}", *CELL, f"run_dir=multirun/{count}", cwd=folder))
-        runs = [read_journal(entry.dir) for entry in read_grid(folder / "multirun" / str(count)).entries]
+        runs = [read_journal(entry.dir) for entry in read_grid(folder / "multirun" / str(count)).cells]
         training.append(sum(v for run in runs for line in run for key, v in line.metrics.items() if key.startswith("seconds/")))
     return (walls[1] - walls[0] - training[1] + training[0]) / cells
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from interleave import Memory, measure, reply, report, summarize, take_turns, wait_for_turn
 
-from mth.config import Config, LrConfig, ModelConfig, RolloutConfig, SparsityConfig, TaskConfig, TrainConfig
+from mth.config.schema import Config, LrConfig, ModelConfig, RolloutConfig, SparsityConfig, TaskConfig, TrainConfig
 
 HERE = Path(__file__)
 
@@ -33,33 +33,37 @@ def config_of(prompts: int, group: int, new: int, percent: float) -> Config:
 
 def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
     """What the loop does in a step: rollouts, rewards, advantages, micro-batches, update."""
-    from mth.algorithm.advantages import group_advantages
-    from mth.batches import collate, pair_cost
-    from mth.policy import Policy, draw_ticket, load_policy
+    from mth.models.load import Policy, load_policy
     from mth.rollout import build_engine
-    from mth.rollout.conversation import Script, play
+    from mth.rollout.player import ChatRenderer, Player
     from mth.tasks import load_tasks
-    from mth.tickets.sampled import choose_sampled
-    from mth.trainer import prompts as episodes_of
-    from mth.update import build_optimizer, update
+    from mth.tickets.draw import draw_ticket
+    from mth.tickets.optimizer import build_optimizer
+    from mth.tickets.route import choose_sampled
+    from mth.training.advantages import group_advantages
+    from mth.training.batches import attention_cost, collate
+    from mth.training.prompts import prompts as episodes_of
+    from mth.training.update import update
 
     config = config_of(prompts, group, new, percent)
     loaded = load_policy(config.model)
     policy = Policy(loaded.model, loaded.tokenizer, frozenset({-1}))
     memory = Memory()
     task, _ = load_tasks(config)
-    ticket = draw_ticket(policy, config)
+    ticket = draw_ticket(policy.model, config)
     ticket.sampled, _ = choose_sampled(policy.model, ticket, config.optimizer)
     optimizer = build_optimizer(ticket, config.optimizer, 1e-5)
-    engine, script, cost = build_engine(policy, ticket, config.rollout), Script(policy.tokenizer), pair_cost(policy.model)
+    engine, cost = build_engine(policy, ticket, config.rollout), attention_cost(policy.model)
+    player = Player(engine, ChatRenderer(policy.tokenizer))
     count = 0
 
     def step() -> dict[str, float]:
         nonlocal count
         count += 1
-        engine.sync(ticket.values.detach())
+        player.engine.sync(ticket.values.detach())
         start = time.perf_counter()
-        rollouts = play(engine, script, task, episodes_of(task, config, count), group, new, 1.0, ("bench", count))
+        episodes = episodes_of(task, config, count)
+        rollouts = player.rollout_episodes(task, episodes, group_size=group, max_tokens=new, temperature=1.0, seed=("bench", count))
         middle = time.perf_counter()
         rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, group)
         # random advantages: with no end of a reply all rewards are equal, and a gradient of zeros is cheaper than a real one
@@ -78,13 +82,15 @@ def trl_step(prompts: int, group: int, new: int, lora: bool = False, keep: bool 
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from mth.policy import keep_memory, load_tokenizer, model_source
+    from mth.models.memory import keep_freed_memory
+    from mth.models.shapes import model_source
+    from mth.models.tokenizer import load_tokenizer
     from mth.tasks import load_tasks
 
     config = config_of(prompts, group, new, 0)
     task, _ = load_tasks(config)
     if keep:
-        keep_memory()
+        keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(model_source(ModelConfig()), dtype=torch.float32)
     tokenizer = load_tokenizer(ModelConfig())
     tokenizer.pad_token_id = tokenizer.eos_token_id

@@ -1,7 +1,7 @@
-"""Steps of several programs timed side by side: every program is a process of its own, and they take turns, one step each.
+"""Times steps of several programs side by side. Each program is a process, and they take turns, one step each.
 
-A program calls `take_turns(step)`. The others sleep meanwhile, so that a disturbance of the machine meets all of them, and memory is measured
-per process. `measure` starts the programs and gives a table with one row per step; `report` writes it as Markdown and CSV.
+A program calls `take_turns(step)`. The others sleep meanwhile, so a disturbance of the machine affects all of them alike. Memory is measured
+per process. `measure` starts the programs and returns a table with one row per step; `report` writes tables as Markdown and CSV.
 """
 
 import json
@@ -22,13 +22,13 @@ REPLY = "reply: "
 
 
 def resident(key: str) -> int:
-    """Bytes from /proc/self/status: VmRSS now, VmHWM at the peak."""
+    """Bytes of a key of /proc/self/status: VmRSS is resident now, VmHWM the peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
 class Memory:
-    """Peak bytes above what there was when this was made: on a GPU of tensors, else of the whole process."""
+    """Peak bytes above the usage at construction: of tensors on a GPU, else of the whole process."""
 
     def __init__(self) -> None:
         if torch.cuda.is_available():
@@ -43,7 +43,7 @@ class Memory:
 
 
 def wait_for_turn() -> bool:
-    """Block until it is this program's turn; False when there is nothing more to do."""
+    """Block until it is this program's turn. Returns False if there are no more steps."""
     return sys.stdin.readline().strip() == "go"
 
 
@@ -52,7 +52,7 @@ def reply(**figures: float) -> None:
 
 
 def take_turns(step: Callable[[], dict[str, float] | None], memory: Memory) -> None:
-    """Run `step` whenever asked; reports seconds, peak memory so far, and what the step returns."""
+    """Run `step` on request. Reports seconds, peak memory so far, and what the step returns."""
     reply(ready=1)
     while wait_for_turn():
         start = time.perf_counter()
@@ -63,10 +63,10 @@ def take_turns(step: Callable[[], dict[str, float] | None], memory: Memory) -> N
 
 
 def measure(programs: Mapping[str, Sequence[str]], rounds: int, beside: str | None = None) -> pd.DataFrame:
-    """Rows (program, round, seconds, memory, ...) of `rounds` steps of every program, in the order of the steps, after one that is not counted.
+    """Rows (program, round, seconds, memory, ...) of `rounds` steps of each program in the order of the steps, after a warm-up step.
 
-    beside: a program that takes a step before and after each step of the others, so that a machine that is slower for some seconds is so for
-    both. A program that fails is left out with its last line of output; the others go on.
+    beside: a program that takes a step before and after each step of the others, so that a temporary slowdown of the machine affects both.
+    Prints the last output of a program that fails, and continues with the others.
     """
     running: dict[str, subprocess.Popen[str]] = {}
     rows = []
@@ -113,9 +113,9 @@ def _answer(name: str, running: dict[str, subprocess.Popen[str]]) -> dict[str, f
 
 
 def summarize(measured: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row per program: median, least and greatest seconds, median and spread of the ratio to the baseline, memory.
+    """One row per program: median and range of the seconds, median and spread of the ratio to the baseline, memory.
 
-    A ratio is to the mean of the baseline's steps before and after in the same round, to the only one where there is one.
+    A ratio divides by the mean of the baseline's steps before and after in the same round, or by the only one.
     """
     order = list(dict.fromkeys(measured["program"]))
     of_baseline = measured["seconds"].where(measured["program"] == baseline).groupby(measured["round"])
@@ -135,7 +135,7 @@ def summarize(measured: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def machine() -> str:
-    """Processor or GPU, threads, and the versions that matter."""
+    """Processor or GPU, threads, and versions of the libraries."""
     if torch.cuda.is_available():
         where = torch.cuda.get_device_name()
     else:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 from interleave import report
 
-from mth.cells import check
-from mth.grid.plan import memory_estimate, model_facts
+from mth.config.cells import cells_of
+from mth.grid.memory import facts_of_models, memory_estimate
 
 SHORT = ["train.steps=2", "eval.samples=16", "eval.every=0", "tracker=none"]
 # The embedded model's tokenizer keeps prompts short, so that the sizes below decide.
@@ -42,8 +42,8 @@ RUNS = {
 def main(names: list[str]) -> None:
     lines = []
     for name in names or list(RUNS):
-        (cell,) = check(RUNS[name])
-        parts = memory_estimate(cell.config, model_facts([cell])[repr(cell.config.model)])
+        (cell,) = cells_of(RUNS[name])
+        parts = memory_estimate(cell.config, facts_of_models(cell.config.model, {}))
         with tempfile.TemporaryDirectory() as folder:
             run = [sys.executable, "-m", "mth.train", *RUNS[name], f"run_dir={folder}/run"]
             subprocess.run(run, check=True, stdout=subprocess.DEVNULL)

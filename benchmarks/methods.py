@@ -1,7 +1,7 @@
-"""One method of training a small share of a model, as a program for `interleave`: python methods.py <method> <model> <sparsity> <tokens>.
+"""Methods of training a small share of a model, each a program for `interleave`: python methods.py <method> <model> <sparsity> <tokens>.
 
-All of them run the same model, batch, loss and chunked log-probabilities, and take one AdamW step; they differ in what is trained and how its
-gradient is made.
+All methods run the same model, batch, loss and chunked log-probabilities, and take AdamW steps. They differ in what they train and in how
+they compute its gradient.
 """
 
 import sys
@@ -13,25 +13,28 @@ from interleave import Memory, take_turns
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mth.algorithm.logprobs import completion_backward
-from mth.config import MaskFamily, OptimizerConfig, WeightGradient
-from mth.paths import ASSETS
-from mth.policy import keep_memory, model_parameters
-from mth.tickets.sampled import choose_sampled, sampled_gradients
-from mth.tickets.sampling import sample_mask
+from mth.config.choices import WeightGradient
+from mth.config.schema import OptimizerConfig
+from mth.foundations.paths import ASSETS
+from mth.models.memory import keep_freed_memory
+from mth.tickets.draw import model_parameters
+from mth.tickets.masks import sample_mask
+from mth.tickets.optimizer import build_optimizer
+from mth.tickets.route import choose_sampled
+from mth.tickets.sampled_gradients import sampled_gradients
 from mth.tickets.ticket import Ticket
-from mth.update import build_optimizer
+from mth.training.logprobs import completion_backward
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTH = 128  # tokens of a sequence
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
-Step = Callable[[Callable[[], None]], None]  # given a call that does forward and backward, takes one optimizer step
+Step = Callable[[Callable[[], None]], None]  # takes one optimizer step, given a function that does forward and backward
 
 
 def build_model(name: str) -> PreTrainedModel:
-    """`0.5b-8`: eight blocks of Qwen2.5-0.5B and 32,000 tokens, 148 M parameters. Otherwise a whole model by name; random weights."""
+    """A Qwen2.5 model with random weights. `0.5b-8` is the 0.5B model with eight blocks and 32,000 tokens, 148 M parameters."""
     shape = AutoConfig.from_pretrained(ASSETS / f"qwen2.5-{name.removesuffix('-8')}")
     if name.endswith("-8"):
         shape.num_hidden_layers, shape.vocab_size = 8, 32000
@@ -43,11 +46,11 @@ def build_model(name: str) -> PreTrainedModel:
 
 def mask_of(model: nn.Module, percent: float) -> dict[str, torch.Tensor]:
     shapes = {name: tuple(p.shape) for name, p in model_parameters(model).items()}
-    return sample_mask(shapes, MaskFamily.random, percent, 0)
+    return sample_mask(shapes, "random", percent, 0)
 
 
 def floor(model: PreTrainedModel, percent: float) -> Step:
-    """Forward, and backward to the first block's input: no gradient of any weight, no optimizer."""
+    """Forward, and backward to the input of the first block. No weight gradient and no optimizer."""
     model.requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_())
 
@@ -55,7 +58,7 @@ def floor(model: PreTrainedModel, percent: float) -> Step:
 
 
 def ticket(how: WeightGradient) -> Callable[[PreTrainedModel, float], Step]:
-    """mth: a flat ticket with sampled or dense weight gradients."""
+    """mth: a ticket with sampled or dense weight gradients."""
 
     def build(model: PreTrainedModel, percent: float) -> Step:
         made = Ticket(model_parameters(model), mask_of(model, percent))
@@ -75,7 +78,7 @@ def ticket(how: WeightGradient) -> Callable[[PreTrainedModel, float], Step]:
 
 
 def adapters(kind: str) -> Callable[[PreTrainedModel, float], Step]:
-    """LoRA or SHiRA of peft on the linear layers, with as many parameters as the ticket has: rank one on some layers where that is few."""
+    """LoRA or SHiRA of peft on the linear layers, with as many parameters as the ticket. If these are few, rank one on some layers."""
 
     def build(model: PreTrainedModel, percent: float) -> Step:
         wanted = sum(index.size for index in mask_of(model, percent).values())
@@ -95,7 +98,7 @@ def adapters(kind: str) -> Callable[[PreTrainedModel, float], Step]:
 
 
 def plain(parameters: list[nn.Parameter]) -> Step:
-    """Whatever is trainable, under torch's fused AdamW."""
+    """Train these parameters with torch's fused AdamW."""
     print(f"{sum(p.numel() for p in parameters):,} trainable", file=sys.stderr)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
 
@@ -108,12 +111,12 @@ def plain(parameters: list[nn.Parameter]) -> Step:
 
 
 def full(model: PreTrainedModel, percent: float) -> Step:
-    """Everything is trained."""
+    """Full training."""
     return plain(list(model.parameters()))
 
 
 def masked(model: PreTrainedModel, percent: float) -> Step:
-    """Everything has a gradient and AdamW state; a dense mask keeps most of it zero."""
+    """Full gradients and AdamW state; a dense mask sets most of each gradient to zero."""
     masks = {}
     for name, index in mask_of(model, percent).items():
         parameter = model_parameters(model)[name]
@@ -133,7 +136,7 @@ def masked(model: PreTrainedModel, percent: float) -> Step:
 
 
 def paper(model: PreTrainedModel, percent: float) -> Step:
-    """The paper's way (appendix E): dense gradients, then AdamW on the active entries with int64 indices and state in fp32."""
+    """The paper's implementation (appendix E): dense gradients, then AdamW on the active entries with int64 indices and fp32 state."""
     parameters = model_parameters(model)
     indices = {name: torch.from_numpy(index).to(DEVICE).long() for name, index in mask_of(model, percent).items()}
     moments = {name: torch.zeros(2, index.numel(), device=DEVICE) for name, index in indices.items()}
@@ -176,7 +179,7 @@ METHODS: dict[str, Callable[[PreTrainedModel, float], Step]] = {
 
 def main(method: str, name: str, percent: float, tokens: int) -> None:
     if DEVICE.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     model = build_model(name)
     memory = Memory()
     ids = torch.randint(model.config.vocab_size, (tokens // LENGTH, LENGTH), device=DEVICE)

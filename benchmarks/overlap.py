@@ -8,15 +8,15 @@ import sys
 import time
 
 from mth.analysis.overlap import Mask, expected_jaccard, overlap
-from mth.cells import expand
-from mth.config import Init, ModelConfig
-from mth.policy import parameter_shapes
+from mth.config.cells import cells_of
+from mth.config.choices import Init
+from mth.config.schema import ModelConfig
+from mth.models.shapes import parameter_shapes
 
 
 def main(count: int) -> None:
     shapes = parameter_shapes(ModelConfig(name="qwen2.5-1.5b", path="none", init=Init.random))
-    _, cells, _ = expand(["experiment=fig1_masks_1.5b", "sparsity=99"])
-    seeds = [int(o.removeprefix("mask_seed=")) for cell in cells for o in cell if o.startswith("mask_seed=")][:count]
+    seeds = [cell.config.mask_seed for cell in cells_of(["experiment=fig1_masks_1.5b", "sparsity.percent=99"])][:count]
     start = time.perf_counter()
     result = overlap(shapes, [Mask(seed) for seed in seeds])
     seconds = time.perf_counter() - start

@@ -1,10 +1,10 @@
-"""Tokens per second of the hf engine, of transformers' own generate, and of nothing but the matrix products both must do.
+"""Compares the hf engine with transformers' own generate and with a lower bound, in tokens per second.
 
 python benchmarks/rollouts.py [--rounds N] [--rollouts N ...] [task ...]     arithmetic and alphabet_sort, 128 and 256 rollouts of 16 prompts
 
-The bound is the time of the model's linear layers alone for the tokens of these rollouts: each distinct beginning read once, and at every
-position exactly the rows that still run. generate gets the same prompts as one padded batch and as many new tokens as the longest reply. Rounds
-are interleaved; the least CPU time with one thread (a busy machine inflates the clock, less so CPU time), else of the clock.
+The bound is the time of the model's linear layers alone: each distinct prefix once, and at every position only the rows still running.
+generate gets the same prompts as one padded batch, and makes as many new tokens as the longest completion has. Rounds are interleaved, and the
+fastest counts. With one thread it is CPU time, which a busy machine inflates less than the clock.
 """
 
 import argparse
@@ -18,13 +18,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mth.compose import compose
-from mth.config import Config, load
-from mth.policy import Policy, draw_ticket, load_policy
-from mth.rollout.conversation import Script, play
+from mth.config.compose import compose
+from mth.config.schema import Config
+from mth.config.stored import load
+from mth.models.load import Policy, load_policy
 from mth.rollout.engine import Completion, Request
-from mth.rollout.hf import HfEngine, agreement
+from mth.rollout.hf.engine import HfEngine
+from mth.rollout.hf.prefill import common_prefix_length
+from mth.rollout.player import ChatRenderer, Player
 from mth.tasks import load_tasks
+from mth.tickets.draw import draw_ticket
 
 PROMPTS = 16
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -35,7 +38,7 @@ def clock() -> float:
 
 
 def least(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The least seconds of each call, taken in turns."""
+    """Fastest time of each call in seconds. The calls take turns."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
@@ -46,15 +49,15 @@ def least(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
 
 
 def distinct_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens must be read when every common beginning is read once."""
+    """Number of prompt tokens if every shared prefix counts once."""
     ordered = sorted({tuple(prompt) for prompt in prompts})
     total = len(ordered[0])
-    return total + sum(len(after) - agreement(before, after) for before, after in pairwise(ordered))
+    return total + sum(len(after) - common_prefix_length(before, after) for before, after in pairwise(ordered))
 
 
 @torch.no_grad()
 def products(model: PreTrainedModel, rows: int, head: bool) -> None:
-    """The linear layers of the model on `rows` rows, each on inputs of its own width."""
+    """Run the linear layers of the model on `rows` rows."""
     inputs: dict[int, torch.Tensor] = {}
     last = model.get_output_embeddings()
     for layer in model.modules():
@@ -64,16 +67,16 @@ def products(model: PreTrainedModel, rows: int, head: bool) -> None:
 
 
 def bound(model: PreTrainedModel, prompts: Sequence[Sequence[int]], lengths: Sequence[int], rounds: int) -> float:
-    """Seconds of the products alone: prompts in pieces of 1,024 tokens, then one position after the other."""
+    """Seconds of the matrix products alone: prefill in batches of 1,024 tokens, then one position after another."""
     step = least({str(n): lambda n=n: products(model, n, True) for n in COUNTS}, rounds)
-    piece = least({"read": lambda: products(model, COUNTS[-1], False)}, rounds)["read"]
+    prefill = least({"prefill": lambda: products(model, COUNTS[-1], False)}, rounds)["prefill"]
     running = [(np.array(lengths) > position).sum() for position in range(1, max(lengths))]
-    return piece * distinct_tokens(prompts) / COUNTS[-1] + float(np.interp(running, COUNTS, [step[str(n)] for n in COUNTS]).sum())
+    return prefill * distinct_tokens(prompts) / COUNTS[-1] + float(np.interp(running, COUNTS, [step[str(n)] for n in COUNTS]).sum())
 
 
 @torch.no_grad()
-def peer(policy: Policy, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """transformers' generate on a batch padded on the left, sampling, without end tokens."""
+def transformers_generate(policy: Policy, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Sample with transformers' generate, in one left-padded batch, without stop tokens."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -81,17 +84,17 @@ def peer(policy: Policy, prompts: Sequence[Sequence[int]], new: int) -> None:
 
 
 class Recorder:
-    """An engine that keeps what it was asked for and what it said."""
+    """An engine that records its calls."""
 
     def __init__(self, engine: HfEngine) -> None:
         self.engine = engine
         self.calls: list[tuple[list[Request], int, list[Completion]]] = []
 
     def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
-        asked = [Request(tuple(r.prompt), r.seed) for r in requests]
-        said = self.engine.generate(asked, max_tokens, temperature)
-        self.calls.append((asked, max_tokens, said))
-        return said
+        requests = [Request(tuple(request.prompt), request.seed) for request in requests]
+        completions = self.engine.generate(requests, max_tokens, temperature)
+        self.calls.append((requests, max_tokens, completions))
+        return completions
 
     def sync(self, values: torch.Tensor) -> int:
         return self.engine.sync(values)
@@ -101,22 +104,24 @@ class Recorder:
 
 
 def measure(config: Config, sizes: Sequence[int], rounds: int) -> list[dict[str, object]]:
-    """One row per turn of the task's conversations and number of rollouts."""
+    """Return one row per number of rollouts and turn."""
     policy = load_policy(config.model)
-    engine = HfEngine(policy, draw_ticket(policy, config), config.rollout)
+    engine = HfEngine(policy, draw_ticket(policy.model, config), config.rollout)
     task, _ = load_tasks(config)
     rows: list[dict[str, object]] = []
     for count in sizes:
         group = count // PROMPTS
         recorder = Recorder(engine)
-        play(recorder, Script(policy.tokenizer), task, task.train[:PROMPTS], group, config.rollout.max_tokens, 1.0, ("benchmark",))
-        for turn, (asked, limit, said) in enumerate(recorder.calls):
-            lengths = [len(completion.ids) for completion in said]
-            prompts = [request.prompt for request in asked]
+        Player(recorder, ChatRenderer(policy.tokenizer)).rollout_episodes(
+            task, task.train[:PROMPTS], group_size=group, max_tokens=config.rollout.max_tokens, temperature=1.0, seed=("benchmark",)
+        )
+        for turn, (requests, limit, completions) in enumerate(recorder.calls):
+            lengths = [len(completion.ids) for completion in completions]
+            prompts = [request.prompt for request in requests]
             spent = least(
                 {
-                    "hf": lambda asked=asked, limit=limit: engine.generate(asked, limit, 1.0),
-                    "peer": lambda prompts=prompts, lengths=lengths: peer(policy, prompts, max(lengths)),
+                    "hf": lambda requests=requests, limit=limit: engine.generate(requests, limit, 1.0),
+                    "generate": lambda prompts=prompts, lengths=lengths: transformers_generate(policy, prompts, max(lengths)),
                 },
                 rounds,
             )
@@ -131,8 +136,8 @@ def measure(config: Config, sizes: Sequence[int], rounds: int) -> list[dict[str,
                     "longest": max(lengths),
                     "hf s": round(spent["hf"], 3),
                     "hf tok/s": round(sum(lengths) / spent["hf"]),
-                    "generate s": round(spent["peer"], 3),
-                    "generate/hf": round(spent["peer"] / spent["hf"], 2),
+                    "generate s": round(spent["generate"], 3),
+                    "generate/hf": round(spent["generate"] / spent["hf"], 2),
                     "bound s": round(least_time, 3),
                     "bound/hf": round(least_time / spent["hf"], 2),
                 }

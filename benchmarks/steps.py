@@ -1,4 +1,4 @@
-"""Seconds and memory of one optimizer step: mth against what a user would pick instead, side by side.
+"""Time and memory of one optimizer step: mth against its alternatives, side by side.
 
 python benchmarks/steps.py [--model 0.5b-8] [--tokens 512 2048] [--sparsity 99 99.9 99.99] [--rounds 7]
 """
@@ -24,12 +24,12 @@ LABELS = {
     "masked": "mask times gradient, full AdamW",
     "full": "full AdamW, fused",
 }
-BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira")  # the others take dense gradients and depend on it hardly or not at all
-AT_ONCE = 4
-EXPLANATION = """Every method is a process of its own; four at a time take one step each in turn, with a step of the floor before and after each. A
-ratio is a step's time against the mean of these two floors, median over rounds; its spread is over rounds. Memory is the peak of the process above
-the loaded model. LoRA and SHiRA adapt the linear layers, with as many trainable parameters as the ticket; SHiRA and LoRA leave embedding,
-biases and norms alone."""
+BY_SPARSITY = ("ticket", "ticket-dense", "lora", "shira")  # methods whose cost depends on the sparsity
+AT_ONCE = 4  # methods that run side by side
+EXPLANATION = """Each method is a process. Four at a time take one step each in turn, with a step of the floor before and after. A ratio is the
+time of a step over the mean of these two floors; the table has its median and its spread over rounds. Memory is the peak of the process above
+the loaded model. LoRA and SHiRA adapt the linear layers with as many trainable parameters as the ticket, and leave embedding, biases and
+norms unchanged."""
 
 
 def main() -> None:
@@ -55,17 +55,17 @@ def main() -> None:
 
 
 def in_parts(programs: dict[str, list[str]], rounds: int) -> pd.DataFrame:
-    """AT_ONCE methods at a time, each part beside a floor of its own: all of them together need more memory than a small machine has."""
+    """Measure AT_ONCE methods at a time, each part with its own floor. All at once would need too much memory for a small machine."""
     floor, *others = programs
     tables = []
     for start in range(0, len(others), AT_ONCE):
         part = {name: programs[name] for name in (floor, *others[start : start + AT_ONCE])}
         tables.append(summarize(measure(part, rounds, floor), floor))
-    return pd.concat(tables).drop_duplicates("method")  # the floor of the first part stands for all
+    return pd.concat(tables).drop_duplicates("method")  # keeps the floor of the first part only
 
 
 def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Time against memory, one panel per setting."""
+    """Draw time against memory, one panel per setting."""
     columns = 3
     figure, axes = plt.subplots(
         -(-len(tables) // columns), columns, figsize=(13, 4 * -(-len(tables) // columns)), layout="constrained", squeeze=False

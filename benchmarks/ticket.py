@@ -1,8 +1,8 @@
-"""Sampling a mask of Qwen2.5-1.5B at 99 %, and saving and loading its ticket.
+"""Times drawing the mask of Qwen2.5-1.5B at 99 %, and saving and loading its ticket.
 
 python benchmarks/ticket.py [--model qwen2.5-1.5b]
 
-Sampling against torch.randperm of every tensor, of which the first k are taken; a checkpoint against its values and moments alone.
+Compares drawing with the first k entries of torch.randperm per tensor, and the size of a checkpoint with its values and moments alone.
 """
 
 import argparse
@@ -19,12 +19,14 @@ from interleave import report
 from torch import nn
 from tqdm import tqdm
 
-from mth.checkpoint import load_checkpoint, restore_training, save_checkpoint
-from mth.config import Config, Init, LrConfig, MaskFamily, ModelConfig, OptimizerConfig, SparsityConfig
-from mth.policy import parameter_shapes
-from mth.tickets.sampling import active_count, sample_mask
+from mth.config.choices import Init
+from mth.config.schema import Config, LrConfig, ModelConfig, OptimizerConfig, SparsityConfig
+from mth.models.shapes import parameter_shapes
+from mth.runs.checkpoint import load_checkpoint, restore_training, save_checkpoint
+from mth.tickets.indices import active_count
+from mth.tickets.masks import sample_mask
+from mth.tickets.optimizer import build_optimizer
 from mth.tickets.ticket import Ticket
-from mth.update import build_optimizer
 
 ROUNDS = 5
 
@@ -40,13 +42,13 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-1.5b")
     name = parser.parse_args().model
     shapes = parameter_shapes(ModelConfig(name=name, path="none", init=Init.random))
-    sampling = [clock(lambda: sample_mask(shapes, MaskFamily.random, 99, 0)) for _ in range(ROUNDS)]
+    sampling = [clock(lambda: sample_mask(shapes, "random", 99, 0)) for _ in range(ROUNDS)]
     permutations = 0.0
     for shape in tqdm(shapes.values(), desc="randperm of every tensor"):
         size = math.prod(shape)
         permutations += clock(lambda size=size: torch.randperm(size)[: active_count(size, 99)].sort())
 
-    indices = sample_mask(shapes, MaskFamily.random, 99, 0)
+    indices = sample_mask(shapes, "random", 99, 0)
     parameters = {key: nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16), requires_grad=False) for key, shape in shapes.items()}
     ticket = Ticket(parameters, indices)
     config = Config(model=ModelConfig(name=name, path="none"), sparsity=SparsityConfig(99.0), lr=LrConfig(1e-4))

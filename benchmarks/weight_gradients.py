@@ -1,10 +1,10 @@
-"""The two factors of the rule by which optimizer.weight_gradient=auto decides on a CPU (mth.tickets.sampled.worth_sampling).
+"""Measures the two cost factors of optimizer.weight_gradient=auto on a CPU (mth.tickets.route.sampling_is_cheaper).
 
 python benchmarks/weight_gradients.py
 
-Times the dense weight gradient of one layer and the sampled one at 99 and 99.9 % with all rows and columns read, interleaved, and gives in
-multiply-adds of the dense product: what an active entry costs a token, and what a number of the transposed operands costs. At 99.99 % only
-rows and columns with an entry are read. The last columns compare rule and clock.
+Times the dense and the sampled weight gradient of one layer, interleaved. At 99 and 99.9 % all rows and columns are read. From these two
+follow the cost of an active entry and of a transposed feature per token, in multiply-adds of the dense product. At 99.99 % empty rows and
+columns are dropped. The last columns compare the rule with the measured times.
 """
 
 import statistics
@@ -17,7 +17,9 @@ import torch
 from interleave import report
 from torch import nn
 
-from mth.tickets.sampled import Narrow, add_product, gradient_pattern, narrow, worth_sampling
+from mth.tickets.patterns import CompactPattern, compact, gradient_pattern
+from mth.tickets.route import sampling_is_cheaper
+from mth.tickets.sampled_gradients import add_sampled_product
 from mth.tickets.sampling import sample_without_replacement, tensor_stream
 from mth.tickets.ticket import Ticket
 
@@ -39,9 +41,9 @@ def pattern(rows: int, columns: int, percent: float) -> torch.Tensor:
     return gradient_pattern(Ticket({"w": weight}, {"w": index}), "w")
 
 
-def sampled(active: Narrow, dy: torch.Tensor, x: torch.Tensor) -> None:
-    """As the backward of a layer does it whose input lies token by token."""
-    add_product(active, dy, x.t().contiguous() if active.columns is None else x.t().index_select(0, active.columns))
+def sampled(active: CompactPattern, dy: torch.Tensor, x: torch.Tensor) -> None:
+    """What backward of a layer with token-major input computes."""
+    add_sampled_product(active, dy, x.t().contiguous() if active.columns is None else x.t().index_select(0, active.columns))
 
 
 def decision(yes: bool) -> str:
@@ -53,7 +55,7 @@ def main() -> None:
     for rows, columns, tokens in SHAPES:
         dy, x = torch.randn(tokens, rows), torch.randn(tokens, columns)
         made = {percent: pattern(rows, columns, percent) for percent in (99, 99.9, 99.99)}
-        actives = [Narrow(made[99], None, None), Narrow(made[99.9], None, None), narrow(made[99.99])]
+        actives = [CompactPattern(made[99], None, None), CompactPattern(made[99.9], None, None), compact(made[99.99])]
         calls: dict[str, Callable[[], object]] = {"dense": partial(torch.mm, dy.t(), x)}
         calls |= {f"{p:g} %": partial(sampled, active, dy, x) for p, active in zip(made, actives, strict=True)}
         times: dict[str, list[float]] = {key: [] for key in calls}
@@ -77,9 +79,9 @@ def main() -> None:
                 "99.99 % ms": f"{1000 * fewest:.3g}",
                 "an entry": f"{entry:.1f}",
                 "a number transposed": f"{number:.0f}",
-                "rule at 99 %": decision(worth_sampling(rows, columns, counts[0])),
+                "rule at 99 %": decision(sampling_is_cheaper(rows, columns, counts[0])),
                 "clock at 99 %": decision(many < dense),
-                "rule at 99.99 %": decision(worth_sampling(rows, columns, counts[2])),
+                "rule at 99.99 %": decision(sampling_is_cheaper(rows, columns, counts[2])),
                 "clock at 99.99 %": decision(fewest < dense),
             }
         )

@@ -1,21 +1,24 @@
 """python -m mth.evaluate: pass@1 and mean reward of a model, or of a trained ticket.
 
 Usage
-  python -m mth.evaluate [key=value ...]                    a model, e.g. model=qwen2.5-0.5b task=gsm8k
-  python -m mth.evaluate checkpoint=PATH [key=value ...]    a checkpoint file, or the newest one of a run folder
+  python -m mth.evaluate [KEY=VALUE ...]                    a model, e.g. model=qwen2.5-0.5b task=gsm8k
+  python -m mth.evaluate checkpoint=PATH [KEY=VALUE ...]    a checkpoint file, or the newest one of a run folder
+  python -m mth.evaluate --help [SECTION ...]               all keys, or those of a section, e.g. eval
 
-With checkpoint= the model, mask and task are those of the run; further keys change them, e.g. task=arithmetic eval.samples=1000
-eval.temperature=0 (greedy). --json prints the result as JSON. All keys: python -m mth.train --help
+With checkpoint= model, mask and task are those of the run; further keys change them, e.g. task=arithmetic eval.samples=1000
+eval.temperature=0 (greedy). --json prints the result as JSON.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mth.cli import one_line_errors
-from mth.compose import compose
-from mth.config import Config, from_plain, load, require, rewrite_numbers, to_plain
+from mth.config.cli import asks_for_help, one_line_errors
+from mth.foundations.errors import require
+
+if TYPE_CHECKING:
+    from mth.config.schema import Config
 
 
 def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -38,37 +41,31 @@ def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[st
     return result
 
 
-def evaluation(overrides: list[str]) -> tuple[Config, dict[str, float]]:
+def evaluation(overrides: list[str]) -> "tuple[Config, dict[str, float]]":
     """Configuration and metrics of the evaluation that these overrides ask for."""
+    from mth.config.compose import compose
+    from mth.config.overrides import rewrite_numbers
+    from mth.config.stored import from_plain, load, to_plain
+
     config = load(compose(overrides))
-    from mth.checkpoint import open_checkpoint, restore_ticket
+    from mth.runs.checkpoint import open_checkpoint
+    from mth.training.evaluation import evaluate
+    from mth.training.setup import assemble
 
     checkpoint = None
     if config.checkpoint is not None:
         checkpoint = open_checkpoint(Path(config.checkpoint))
         config = from_plain(overlay(checkpoint.header["config"], to_plain(config), rewrite_numbers(overrides)))
-    from mth.evaluation import evaluate
-    from mth.policy import draw_ticket, load_policy
-    from mth.rollout import build_engine
-    from mth.rollout.conversation import Script
-    from mth.tasks import load_tasks
-
-    _, tasks = load_tasks(config)
-    policy = load_policy(config.model)
-    ticket = draw_ticket(policy, config)
-    if checkpoint is not None:
-        restore_ticket(checkpoint, ticket)
-    engine = build_engine(policy, ticket, config.rollout)
-    try:
-        return config, evaluate(engine, Script(policy.tokenizer), tasks, config)
-    finally:
-        engine.close()
+    with assemble(config, checkpoint) as parts:
+        return config, evaluate(parts.player, parts.eval_tasks, config)
 
 
 @one_line_errors
 def main(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if asks_for_help(arguments):
+        from mth.config.help import command_help
+
+        print(command_help(__doc__, [argument for argument in arguments if not argument.startswith("-")]))
         return
     config, metrics = evaluation([argument for argument in arguments if argument != "--json"])
     if "--json" in arguments:

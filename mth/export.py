@@ -3,22 +3,21 @@
 import argparse
 from pathlib import Path
 
-from mth.cli import one_line_errors
-from mth.config import require
+from mth.config.cli import one_line_errors
+from mth.foundations.errors import require
 
 
 def export(source: Path, out: Path) -> None:
-    """Write model (safetensors) and tokenizer to `out`. Raises UserError when `out` exists already or `source` is not a checkpoint."""
+    """Write model (safetensors) and tokenizer to `out`. Raises UserError if `out` is not empty or `source` is not a checkpoint."""
     require(not out.is_file(), f"{out} is a file; choose a new folder")
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; choose another folder")
-    from mth.checkpoint import open_checkpoint, restore_ticket
-    from mth.policy import draw_ticket, load_policy
+    from mth.runs.checkpoint import open_checkpoint
+    from mth.training.setup import assemble_ticket
 
     checkpoint = open_checkpoint(source)
     config = checkpoint.config
     config.model.device = "cpu"
-    policy = load_policy(config.model)
-    restore_ticket(checkpoint, draw_ticket(policy, config))
+    policy, _ = assemble_ticket(config, checkpoint)
     policy.model.save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
 

@@ -1,18 +1,26 @@
-"""python -m mth.pretrain: make the embedded base model (or a larger one of the same kind) from nothing."""
+"""python -m mth.pretrain: make the embedded base model, or a larger one of the same kind, from nothing.
 
-from omegaconf import DictConfig
+Usage
+  python -m mth.pretrain [KEY=VALUE ...]        e.g. out=multirun/mine steps=200
+"""
 
-from mth.cli import hydra_main
-from mth.config import PretrainConfig, load, to_plain
+import sys
+from typing import TYPE_CHECKING
+
+from mth.config.cli import asks_for_help, hydra_main, one_line_errors
+from mth.config.pretrain_schema import PretrainConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def exact_share(model, tokenizer, batch) -> float:
     """Share of conversations in which every token is the model's first choice, given the true history: greedy pass@1 by teacher forcing."""
     import torch
 
-    from mth.pretraining import encode
+    from mth.models.pretraining import encode_dialogues
 
-    ids, labels = (tensor.to(model.device) for tensor in encode(tokenizer, batch))
+    ids, labels = (tensor.to(model.device) for tensor in encode_dialogues(tokenizer, batch))
     with torch.no_grad():
         guess = model(input_ids=ids).logits[:, :-1].argmax(-1)
     wrong = (guess != labels[:, 1:]) & (labels[:, 1:] != -100)
@@ -29,16 +37,17 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     import torch
     from tqdm import tqdm
 
-    from mth.policy import resolve_device
-    from mth.pretraining import (
+    from mth.config.stored import to_plain
+    from mth.models.load import resolve_device
+    from mth.models.pretraining import (
         Slips,
         build_model,
         build_optimizers,
         dialogues,
-        encode,
+        encode_dialogues,
         language_model_loss,
         learning_rate,
-        names_at,
+        names_per_turn,
         train_tokenizer,
     )
 
@@ -54,12 +63,12 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     for step in tqdm(range(config.steps), desc="pretrain", unit="step"):
         clean = step < round(config.steps * config.clean_share)
         slips = Slips() if clean else Slips(config.slip_order, config.slip_equation)
-        stream = dialogues(rng, slips, names_at(step, config.steps, config.curriculum_share))
+        stream = dialogues(rng, slips, names_per_turn(step, config.steps, config.curriculum_share))
         batch = [next(stream) for _ in range(2 * config.batch_size)]
         loss = 0.0
         for part in (batch[::2], batch[1::2]):  # one task at a time: their lengths differ threefold
             with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-                part_loss = language_model_loss(model, *(tensor.to(device) for tensor in encode(tokenizer, part))) / 2
+                part_loss = language_model_loss(model, *(tensor.to(device) for tensor in encode_dialogues(tokenizer, part))) / 2
             part_loss.backward()
             loss += part_loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,11 +103,23 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     return record
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: "DictConfig") -> None:
+    from mth.config.stored import load
+
     config = load(cfg)
     pretrain(config)
     print(f"saved to {config.out}; train it with: python -m mth.train model.path={config.out} model.lr_table=tiny")
 
 
-if __name__ == "__main__":
+@one_line_errors
+def start(arguments: list[str]) -> None:
+    if asks_for_help(arguments):
+        from mth.config.help import command_help
+
+        print(command_help(__doc__, [argument for argument in arguments if not argument.startswith("-")], PretrainConfig))
+        return
     hydra_main(main, "pretrain")
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

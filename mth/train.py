@@ -1,69 +1,110 @@
-"""python -m mth.train: one run, or with -m a grid of them (which `mth.grid` launches)."""
+"""python -m mth.train: train a random sparse ticket of a language model with GRPO on verifiable rewards.
 
+Usage
+  python -m mth.train [KEY=VALUE ...]                        one run
+  python -m mth.train -m KEY=VALUE,VALUE [...]               a grid: every combination of the comma-separated values
+  python -m mth.train --help [SECTION ...]                   all keys, or those of a section, e.g. rollout
+
+Examples
+  python -m mth.train                                        the embedded model at 99 % sparsity
+  python -m mth.train sparsity=99.9 mask_seed=10 train.steps=50
+  python -m mth.train -m sparsity=99,99.9 mask_seed=0,10,42  six runs under multirun/
+  python -m mth.train run_dir=multirun/mine                  the same command again continues the run
+  python -m mth.train model=qwen2.5-0.5b task=gsm8k          a row of the paper's Table 1 gets its Table 4 column
+  python -m mth.train --cfg job sparsity=99.9                print the configuration, run nothing
+
+A number given to a group goes to its value: sparsity=99.9 is sparsity.percent=99.9, lr=1e-4 is lr.value=1e-4, seed=7 is seed.train=7.
+A run that is finished is not run again, one that was stopped continues, one with more steps than a finished one starts where that ended.
+force=true starts anew.
+"""
+
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from mth.config.cli import asks_for_help, hydra_main, one_line_errors
+from mth.foundations.errors import require
 
-from mth.cli import hydra_main
-from mth.config import check_trainable, load, require
-from mth.signals import listen
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mth.config.schema import Config
+    from mth.runs.summary import Summary
 
 
-def report(summary: dict[str, Any], run_dir: Path, tracking: str | None) -> None:
-    """What a user wants to know at the end: before and after, where it is, how to look at it."""
-    print(
-        f"\n{summary['status']} after {summary['steps']} steps, {summary['active_parameters']:,} of {summary['total_parameters']:,} parameters trained"
-    )
-    if summary["reason"]:
-        print(f"reason: {summary['reason']}")
-    for task, base in summary["base"].items():
-        final = summary["final"][task]
+def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> None:
+    """Print what a user wants to know at the end: before and after, where it is, how to look at it."""
+    from mth.config.choices import TrackerName
+    from mth.runs.mlflow import default_uri, ui_command
+
+    trained = f"{summary.active_parameters:,} of {summary.total_parameters:,} parameters trained"
+    print(f"\n{summary.status} after {summary.steps} steps, {trained}")
+    if summary.reason:
+        print(f"reason: {summary.reason}")
+    for task, base in summary.base.items():
+        final = summary.final[task]
         gain = final["pass_at_1"] - base["pass_at_1"]
         print(
             f"{task:14} pass@1  base {base['pass_at_1']:.3f} -> trained {final['pass_at_1']:.3f} ({gain:+.3f})   reward {base['reward']:.3f} -> {final['reward']:.3f}"
         )
     print(f"run folder:     {run_dir}")
-    if tracking:
-        print(f"MLflow UI:      {tracking}")
+    if config.tracker.name is TrackerName.mlflow:
+        print(f"MLflow UI:      {ui_command(config.tracker.uri or default_uri(root))}")
 
 
-def main(cfg: DictConfig) -> None:
-    config = load(cfg)
-    check_trainable(config)
-    require(config.checkpoint is None, "checkpoint= belongs to mth.evaluate; to continue a run give its run_dir=, or resume=true")
-    from hydra.core.hydra_config import HydraConfig
+def run(config: "Config", run_dir: Path) -> None:
+    """Check, place and train one run. run_dir: given by the user, or a new folder."""
+    from mth.config.cells import Cell
+    from mth.foundations.signals import listen
+    from mth.grid.placement import place_run, runs_root
+    from mth.grid.preflight import preflight
+    from mth.runs.folder import RunFolder
 
-    choice = HydraConfig.get().runtime.choices["hydra/launcher"]
-    require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    root = Path("multirun").resolve()
-    if config.resume and not (run_dir / "config.yaml").is_file():
-        from mth.runs import find_unfinished
-
-        found = find_unfinished(root, config)
-        require(
-            found is not None,
-            f"resume=true: no unfinished run with this configuration under {root}; give run_dir=<its folder>, or leave resume out",
-        )
-        assert found is not None
-        run_dir = found
-    if not config.force and not (run_dir / "config.yaml").is_file():
-        from mth.runs import shorter_runs, start_from
-
-        for shorter in shorter_runs([root], [config]).values():
-            print(f"the beginning of this run is {shorter}; going on from there (force=true starts anew)")
-            start_from(shorter, run_dir)
-    from mth.tracking import Store, default_uri, ui_command
-    from mth.trainer import train
+    preflight([Cell((), "", config, {})])
+    root = runs_root()
+    place = place_run(config, run_dir, root)
+    if place.dir != run_dir:
+        for empty in (run_dir, run_dir.parent):  # Hydra made it
+            with suppress(OSError):
+                empty.rmdir()
+    if not place.to_do:
+        print(f"finished before, in {place.dir}; force=true runs it again")
+        return report(RunFolder(place.dir).summary(), config, place.dir, root)
+    if place.found == "continued":
+        print(f"continuing the run in {place.dir} (force=true starts anew)")
+    elif place.beginning is not None:
+        print(f"continuing from {place.beginning}, which is a shorter run of the same configuration (force=true starts anew)")
+    place.prepare()
+    from mth.training.loop import train
 
     requests = listen()
-    summary = train(config, run_dir, root, requests)
-    tracking = ui_command(config.tracker.uri or default_uri(root)) if config.tracker.name is Store.mlflow else None
-    report(summary, run_dir, tracking)
+    report(train(config, place.dir, root, requests), config, place.dir, root)
     if requests.received is not None:
         raise SystemExit(128 + requests.received)
+    return None
+
+
+def main(cfg: "DictConfig") -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from mth.config.stored import load
+
+    config = load(cfg)
+    choice = HydraConfig.get().runtime.choices["hydra/launcher"]
+    require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
+    run(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+@one_line_errors
+def start(arguments: list[str]) -> None:
+    if asks_for_help(arguments):
+        from mth.config.help import command_help
+
+        print(command_help(__doc__, [argument for argument in arguments if not argument.startswith("-")]))
+        return
+    hydra_main(main)
 
 
 if __name__ == "__main__":
-    hydra_main(main)
+    start(sys.argv[1:])

@@ -1,13 +1,18 @@
 """Shared fixtures: a model small enough for unit tests, the real shapes of Qwen2.5, and the rule that nothing skips in CI."""
 
 import os
+import shutil
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mth.config import Config, ModelConfig, from_plain, to_plain
-from mth.policy import Policy, load_tokenizer
+from mth.config.schema import Config, ModelConfig
+from mth.config.stored import from_plain, to_plain
+from mth.foundations.paths import TINY_MODEL
+from mth.models.load import Policy
+from mth.models.tokenizer import load_tokenizer
+from mth.runs.lock import lock_run
 
 
 def pytest_collection_modifyitems(items):
@@ -66,3 +71,16 @@ def small_model(tokenizer):
 @pytest.fixture
 def small_policy(small_model, tokenizer):
     return Policy(small_model, tokenizer, frozenset(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])))
+
+
+def claim(path, config):
+    """Make a run folder of this configuration, as a run that has just started does."""
+    with lock_run(path, config):
+        pass
+
+
+def model_with_damaged_weights(folder):
+    """A copy of the embedded model that passes every check before a run starts, and cannot be loaded."""
+    shutil.copytree(TINY_MODEL, folder)
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    return folder

@@ -1,6 +1,6 @@
-"""Real runs of the embedded model, recorded in one file without their checkpoints, gradients and most metrics.
+"""Real runs of the embedded model, recorded in one file without checkpoints, gradients and most metrics.
 
-python -m tests.recorded FOLDER    records the finished runs of FOLDER anew. What was run is in tests/data/README.md.
+python -m tests.recorded FOLDER    records the finished runs of FOLDER anew; tests/data/README.md says what was run.
 """
 
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from mth.analysis.runs import read_run, run_folders
-from mth.config import to_plain
-from mth.files import read_json
+from mth.analysis.sources import read_run, run_folders
+from mth.config.stored import to_plain
+from mth.foundations.files import read_json
+from mth.runs.folder import RunFolder
 
 FILE = Path(__file__).parent / "data" / "recorded_runs.json"
 KEPT = ("eval/", "reward/mean", "entropy", "grad_norm")
@@ -23,12 +24,13 @@ def record(source: Path) -> None:
         run = read_run(path, source)
         if run.done:
             journal = [[e.step, {key: value for key, value in e.metrics.items() if key.startswith(KEPT)}] for e in run.entries]
-            spectrum = {name: read_json(path / "spectrum" / name) for name in ("collection.json", "gram.json", "theory.json")}
+            folder = RunFolder(path)
+            spectrum = {name: read_json(folder.gradients / name) for name in ("collection.json", "gram.json", "theory.json")}
             runs[run.name] = {
                 "config": to_plain(run.config) | {"run_dir": None, "detach": False},
                 "journal": journal,
-                "summary": run.facts,
-                "run": {"code": read_json(path / "run.json").get("code")},
+                "summary": run.summary.to_json(),
+                "run": {"code": folder.record().get("code")},
                 "spectrum": {name: data for name, data in spectrum.items() if data},
             }
     lines = [f"{json.dumps(name)}: {json.dumps(data)}" for name, data in sorted(runs.items())]
@@ -37,19 +39,19 @@ def record(source: Path) -> None:
 
 
 def unpack(folder: Path) -> Path:
-    """Run folders as the recorded runs left them, but for what was not kept."""
+    """Write the recorded runs as run folders below `folder`; returns it."""
     for name, data in json.loads(FILE.read_text()).items():
-        place = folder / name
-        place.mkdir(parents=True)
-        (place / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(data["config"])))
-        (place / "journal.jsonl").write_text(
+        run = RunFolder(folder / name)
+        run.path.mkdir(parents=True)
+        run.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(data["config"])))
+        run.journal_file.write_text(
             "".join(json.dumps({"step": step, "time": 0, "metrics": metrics}) + "\n" for step, metrics in data["journal"])
         )
-        (place / "summary.json").write_text(json.dumps(data["summary"]))
-        (place / "run.json").write_text(json.dumps(data["run"]))
+        run.summary_file.write_text(json.dumps(data["summary"]))
+        run.record_file.write_text(json.dumps(data["run"]))
         for file, content in data["spectrum"].items():
-            (place / "spectrum").mkdir(exist_ok=True)
-            (place / "spectrum" / file).write_text(json.dumps(content))
+            run.gradients.mkdir(exist_ok=True)
+            (run.gradients / file).write_text(json.dumps(content))
     return folder
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mth.checkpoint import load_checkpoint
-from mth.tracking import default_uri, mlflow_client
+from mth.runs.checkpoint import load_checkpoint
+from mth.runs.mlflow import default_uri, mlflow_client
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
@@ -106,7 +106,7 @@ def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path)
         (["experiment=nothere"], "nothere"),
         (["model.path=./nowhere"], "lr=..."),
         (["-m", "sparsity=dense,99"], "not a mixture"),
-        (["-m", "sparsity=99,100"], "sparsity.percent=100 must lie in [0, 100): at 100 nothing is left to train (in the cell"),
+        (["-m", "sparsity=99,100"], "sparsity.percent=100 must be in [0, 100) (in the cell"),
         (["rollout.max_tokens=1024"], "rollout.max_tokens=1024 leaves no room"),
         (["rollout=vllm", "rollout.context=32", "rollout.max_tokens=32"], "rollout.max_tokens=32 leaves no room"),
         (["task.train_rows=4", "task.name=arithmetic"], "fewer than the 16 prompts of a step"),

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from mth.analysis.frame import read_frame
-from mth.analysis.needs import cells_of
-from mth.config import identity
-from mth.report import markdown, report
+from mth.analysis.output import markdown
+from mth.analysis.page import report
+from mth.config.cells import cells_of
+from mth.config.identity import identity
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLES = ("masks", "sparsity", "forgetting", "structured", "learning_rates", "overlap", "memory")
@@ -36,7 +37,7 @@ def test_the_published_frame_gives_the_published_tables(folder, tmp_path):
 def test_no_cell_of_the_published_commands_is_left_out(folder):
     runs = {run.identity: run for run in read_frame(RESULTS / folder).runs}
     commands = [shlex.split(line) for line in (RESULTS / folder / "commands.sh").read_text().splitlines() if "mth.train" in line]
-    cells = {identity(cell) for command in commands for cell in cells_of(command[command.index("-m", 3) + 1 :])}
+    cells = {identity(cell.config) for command in commands for cell in cells_of(command[command.index("-m", 3) + 1 :])}
     assert cells == set(runs)
     assert all(run.done for run in runs.values())
 

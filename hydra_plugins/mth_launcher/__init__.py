@@ -1,28 +1,42 @@
-"""Hydra's door to `mth.grid`: the launcher behind `hydra/launcher=local` and `hydra/launcher=slurm`, and the sweeper before it.
+"""Hydra's door to `mth.grid`: the sweeper that expands a grid, and the launcher behind `hydra/launcher=local` and `hydra/launcher=slurm`.
 
-Hydra looks for launchers in the namespace package `hydra_plugins` only, and imports what it finds there at every start: keep this light.
+Hydra finds plugins only in the namespace package `hydra_plugins` and imports them at every start: keep this light.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
-class CheckedSweeper(BasicSweeper):
-    """Hydra's own sweeper, without composing every cell once more: `mth.cells.check` has validated them all before Hydra starts."""
+class GridSweeper(Sweeper):
+    """Hands all combinations of the swept values to the launcher at once. `mth.config.cells` composes and validates each of them once."""
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        pass
+    def __init__(self, params: dict[str, str] | None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from mth.config.cells import combinations
+
+        cells = combinations(self.params, arguments)
+        folder = Path(self.config.hydra.sweep.dir)
+        results = self.launcher.launch(cells, 0)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        return [results]
 
 
 class GridLauncher(Launcher):
-    """Hands the cells that the sweeper made to `mth.grid.launch`; the jobs run `mth.grid.worker`, not Hydra's task function."""
+    """Runs the cells of any sweeper through `mth.grid.launch`; their processes run `mth.grid.worker`, not Hydra's task function."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -31,13 +45,13 @@ class GridLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Returns pass@1 after training (or None) per cell, so that optimizing sweepers have something to optimize."""
-        from mth.cells import compose_cell, distinct, typed
-        from mth.config import identity
+        """Returns pass@1 after training (or None) per cell, for sweepers that optimize."""
+        from mth.config.cells import compose_cells, distinct
+        from mth.config.identity import identity
         from mth.grid.launch import launch
 
-        chosen = typed(self.config.hydra.overrides.hydra)
-        cells = [compose_cell(overrides, initial_job_idx + i, chosen) for i, overrides in enumerate(job_overrides)]
+        chosen = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        cells = compose_cells([list(overrides) for overrides in job_overrides], [str(o) for o in chosen or ()], initial_job_idx)
         once = distinct(cells)
         if len(once) < len(cells):
             print(f"{len(cells) - len(once)} cells ask for the same run as an earlier one and are left out")

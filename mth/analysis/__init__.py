@@ -1,1 +1,4 @@
-"""From finished runs to figures' numbers: aggregation, overlap of masks, memory, spectrum of gradients, the paper's assumptions."""
+"""From finished runs to tables, figures and the report's page. Reads run folders, frames and MLflow; knows nothing of training.
+
+The data flow: `sources` reads a `Collection` of runs, `needs` groups it by experiment, `figures` makes items of it, `page` puts them together.
+"""

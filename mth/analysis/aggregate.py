@@ -1,15 +1,15 @@
-"""Many runs as one tidy pandas frame, and what figures need of it: means, bands, success counts, bootstrap intervals."""
+"""Many runs as one tidy pandas frame, and the statistics that figures need: means, bands, success counts, bootstrap intervals."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from mth.analysis.runs import Run
-from mth.config import flat, to_plain
+from mth.analysis.collection import Run
+from mth.config.stored import flat, to_plain
 
 RESAMPLES = 10_000
-SHORT = {
+CONFIG_COLUMNS = {
     "model": "model.name",
     "task": "task.name",
     "sparsity": "sparsity.percent",
@@ -23,47 +23,45 @@ SHORT = {
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: name, status, reason, steps done, commit, identity, and the columns of SHORT."""
+    """One row per run: name, status, reason, steps done, commit, identity, and CONFIG_COLUMNS."""
     rows = []
     for run in runs:
         values = flat(to_plain(run.config))
         steps = run.entries[-1].step if run.entries else 0
-        head = {"run": run.name, "status": run.status, "reason": run.reason, "steps": steps, "commit": run.commit, "identity": run.identity}
-        rows.append(head | {column: values[key] for column, key in SHORT.items()})
-    return pd.DataFrame(rows, columns=["run", "status", "reason", "steps", "commit", "identity", *SHORT])
+        row = {"run": run.name, "status": run.status, "reason": run.reason, "steps": steps, "commit": run.commit, "identity": run.identity}
+        rows.append(row | {column: values[key] for column, key in CONFIG_COLUMNS.items()})
+    return pd.DataFrame(rows, columns=["run", "status", "reason", "steps", "commit", "identity", *CONFIG_COLUMNS])
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """Columns run, step, metric, value: every metric of every step. A step that a resume wrote twice counts once, as last written."""
-    names: list[int] = []
+    """One row per (run, step, metric) with the value. A step that was written twice after a resume counts once, as last written."""
+    run_codes: list[int] = []
     steps: list[int] = []
-    keys: list[str] = []
+    metrics: list[str] = []
     values: list[float] = []
-    for number, run in enumerate(runs):
-        for step, metrics in {entry.step: entry.metrics for entry in run.entries}.items():
-            names += [number] * len(metrics)
-            steps += [step] * len(metrics)
-            keys += metrics
-            values += metrics.values()
+    for code, run in enumerate(runs):
+        for step, logged in {entry.step: entry.metrics for entry in run.entries}.items():
+            run_codes += [code] * len(logged)
+            steps += [step] * len(logged)
+            metrics += logged
+            values += logged.values()
     return pd.DataFrame(
         {
-            "run": pd.Categorical.from_codes(names, categories=[run.name for run in runs]),
+            "run": pd.Categorical.from_codes(run_codes, categories=[run.name for run in runs]),
             "step": np.array(steps, dtype=np.int64),
-            "metric": pd.Categorical(keys),
+            "metric": pd.Categorical(metrics),
             "value": np.array(values, dtype=np.float64),
         }
     )
 
 
-def tidy(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per (run, step, metric): `points` with the columns of `run_table` repeated beside it."""
+def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per (run, step, metric): `points` joined with the columns of `run_table`."""
     table = run_table(runs)
     frame = points(runs)
     codes = frame["run"].cat.codes.to_numpy()
-    columns = {
-        name: pd.Categorical.from_codes(*_codes(table[name], codes)) for name in table.columns if name not in ("run", "reason", "identity")
-    }
-    return frame.assign(**columns)
+    joined = [name for name in table.columns if name not in ("run", "reason", "identity")]
+    return frame.assign(**{name: pd.Categorical.from_codes(*_codes(table[name], codes)) for name in joined})
 
 
 def _codes(column: pd.Series, rows: np.ndarray) -> tuple[np.ndarray, pd.Index]:
@@ -72,19 +70,19 @@ def _codes(column: pd.Series, rows: np.ndarray) -> tuple[np.ndarray, pd.Index]:
 
 
 def series(run: Run, metric: str) -> pd.Series:
-    """A metric of one run by step; empty when it has none."""
+    """A metric of one run by step; empty if the run does not have it."""
     values = {entry.step: entry.metrics[metric] for entry in run.entries if metric in entry.metrics}
     return pd.Series(values, dtype=float).sort_index()
 
 
-def last(run: Run, metric: str) -> float:
-    """Value at the last step that has the metric; NaN when none has."""
+def last_value(run: Run, metric: str) -> float:
+    """A metric at the last step that has it; NaN if no step has it."""
     values = series(run, metric)
     return float(values.iloc[-1]) if len(values) else float("nan")
 
 
-def curve(runs: Sequence[Run], metric: str) -> pd.DataFrame:
-    """Columns mean, std (of the sample), count by step, over the runs that have the metric there; NaN values count as missing."""
+def mean_curve(runs: Sequence[Run], metric: str) -> pd.DataFrame:
+    """Mean, sample std and count of a metric by step, over the runs that have it at that step. Empty if no run has it."""
     columns = [values for run in runs if len(values := series(run, metric))]
     if not columns:
         return pd.DataFrame({"mean": [], "std": [], "count": []})
@@ -93,15 +91,18 @@ def curve(runs: Sequence[Run], metric: str) -> pd.DataFrame:
 
 
 def successes(values: Sequence[float], reference: float) -> tuple[int, int, float]:
-    """How many masks are at or above full training minus one std of the masks; (successes, masks, threshold). A NaN is no success."""
+    """Number of masks that reach full training minus one std of the masks; returns (successes, masks, threshold).
+
+    A NaN counts as a mask and not as a success.
+    """
     array = np.asarray(values, dtype=float)
     spread = float(np.nanstd(array, ddof=1)) if np.isfinite(array).sum() > 1 else 0.0
     threshold = reference - spread
     return int((array >= threshold - 1e-12).sum()), array.size, threshold
 
 
-def bootstrap(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean over masks from seeded resamples; NaN below two values."""
+def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, from seeded resamples; NaN for fewer than two finite values."""
     array = np.asarray(values, dtype=float)
     array = array[np.isfinite(array)]
     if array.size < 2:
@@ -111,10 +112,10 @@ def bootstrap(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tu
     return float(low), float(high)
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean, std of the sample, bootstrap interval and count of finite values."""
+def describe(values: Sequence[float]) -> dict[str, float]:
+    """Mean, sample std, bootstrap interval (low, high) and number (runs) of the finite values."""
     array = np.asarray(values, dtype=float)
     finite = array[np.isfinite(array)]
-    low, high = bootstrap(finite.tolist())
+    low, high = bootstrap_interval(finite.tolist())
     std = float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
     return {"mean": float(finite.mean()) if finite.size else float("nan"), "std": std, "low": low, "high": high, "runs": float(finite.size)}

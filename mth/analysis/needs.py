@@ -1,28 +1,27 @@
-"""Which runs a figure needs, read from conf/experiment/, and the command that produces the ones that are missing."""
+"""Which runs an experiment of conf/experiment/ consists of, which of them are missing, and the command that produces them."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
+from mth.analysis.collection import Run
+from mth.config.cells import cells_of
+from mth.config.compose import compose
+from mth.config.identity import identity, identity_keys
+from mth.config.paper import TASK_OF
+from mth.config.schema import Config
+from mth.config.stored import flat, load, to_plain
 
-from mth.analysis.runs import Run
-from mth.cells import expand
-from mth.compose import compose
-from mth.config import TASK_OF, Config, essence, flat, identity, load
-
-# What the paper's experiments vary; everything else together is a setting.
-VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")
-VALUE_KEYS = ("mask_seed",)
+VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")  # what the paper's experiments vary; all other keys are a setting
 
 
 @dataclass(frozen=True)
 class Need:
-    """runs: of the setting that belong to the experiment. cells: identities it consists of. missing: how many of them are not done.
+    """An experiment at one setting.
 
-    mask_seeds: those that the experiment names.
+    runs: those at hand that belong to it. cells: identities of all its runs. missing: number of cells without a done run.
+    command: runs the missing cells. mask_seeds: seeds that the experiment names.
     """
 
     experiment: str
@@ -33,66 +32,58 @@ class Need:
     mask_seeds: frozenset[int] = frozenset()
 
 
-def setting(config: Config) -> str:
-    """Names everything that the experiments hold fixed: model, task, steps, algorithm, seeds."""
-    return json.dumps({key: value for key, value in essence(config).items() if key not in VARIED}, sort_keys=True)
+def setting_key(config: Config) -> str:
+    """Names a setting, which is all that the experiments hold fixed: model, task, steps, algorithm, seeds."""
+    return identity_without(config, VARIED)
 
 
-def kind(config: Config, ignore: Sequence[str]) -> str:
-    """What is left of a configuration's identity without the sections or keys in `ignore`."""
-    return json.dumps({key: value for key, value in essence(config).items() if key not in ignore}, sort_keys=True)
+def identity_without(config: Config, ignore: Sequence[str]) -> str:
+    """The keys of a configuration's identity as JSON, without the sections and keys in `ignore`."""
+    return json.dumps({key: value for key, value in identity_keys(config).items() if key not in ignore}, sort_keys=True)
 
 
 def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[str] = ("mask_seed",)) -> Need:
-    """The runs of a setting (that of `config`) that belong to an experiment, and what is missing of it.
+    """The runs that belong to an experiment, and what is missing of it.
 
-    A run belongs when it is one of the experiment's cells up to `ignore`: further masks, learning rates or levels count as well. Learning rates of a
-    model given by path, which has no table of them, are all its own.
+    config: any run of the setting. A run belongs if it equals one of the experiment's cells except for `ignore`, so further masks, learning
+    rates or levels count as well. A model given by path has no table of learning rates; for it every learning rate belongs.
+    Raises UserError if the files in conf/ cannot express the setting.
     """
     arguments = [f"experiment={experiment}", f"model={config.model.name}", f"task={config.task.name}"]
-    if config.model.name not in TASK_OF:  # no file in conf/model: that of `tiny` with a path
+    if config.model.name not in TASK_OF:  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
-    arguments += _differences(load(compose(arguments)), config)
-    cells = cells_of(arguments)
+    arguments += _overrides(load(compose(arguments)), config)
+    cells = [cell.config for cell in cells_of(arguments)]
     typed = arguments
     if any(cell.lr.value is None for cell in cells):
         ignore, typed = (*ignore, "lr"), [*arguments, "lr.value=RATE"]
-    kinds = {kind(cell, ignore) for cell in cells}
-    names = list(dict.fromkeys(identity(cell) for cell in cells))
+    kinds = {identity_without(cell, ignore) for cell in cells}
+    names = [identity(cell) for cell in cells]
     done = {run.identity for run in runs if run.done}
     command = " ".join(["python -m mth.train -m", *(_quoted(argument) for argument in typed)])
-    belonging = [run for run in runs if kind(run.config, ignore) in kinds]
+    belonging = [run for run in runs if identity_without(run.config, ignore) in kinds]
     return Need(experiment, belonging, names, len(set(names) - done), command, frozenset(cell.mask_seed for cell in cells))
 
 
-def cells_of(arguments: Sequence[str]) -> list[Config]:
-    """Configurations of all cells of a command line. Composes once for each choice of groups and sets single values itself."""
-    composed: dict[tuple[str, ...], Any] = {}
-    configs = []
-    for overrides in expand(arguments)[1]:
-        values = {key: value for key, _, value in (o.partition("=") for o in overrides) if "." in key or key in VALUE_KEYS}
-        groups = tuple(o for o in overrides if o.partition("=")[0] not in values)
-        if groups not in composed:
-            composed[groups] = compose(groups)
-        cfg = composed[groups].copy()
-        for key, value in values.items():
-            OmegaConf.update(cfg, key, yaml.safe_load(value))
-        configs.append(load(cfg))
-    return configs
+def all_runs(runs: Sequence[Run]) -> Need:
+    """The need of a figure without an experiment: takes every run, misses none."""
+    return Need("", list(runs), [], 0, "")
 
 
-def _differences(base: Config, config: Config) -> list[str]:
-    """Overrides that lead from one setting to the other."""
-    here, there = flat(essence(base)), flat(essence(config))
-    keys = [key for key in there if key.split(".")[0] not in VARIED and here[key] != there[key]]
-    return [f"{key}={_text(there[key])}" for key in keys]
+def _overrides(base: Config, config: Config) -> list[str]:
+    """Overrides that turn the setting of `base` into the setting of `config`."""
+    ours, theirs, values = flat(identity_keys(base)), flat(identity_keys(config)), flat(to_plain(config))
+    keys = [key for key in values if key.split(".")[0] not in VARIED and ours.get(key) != theirs.get(key)]
+    return [f"{key}={_text(values[key])}" for key in keys]
 
 
 def _text(value: Any) -> str:
+    """A value as Hydra's override grammar writes it."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _quoted(argument: str) -> str:
+    """An argument quoted for the shell if it needs it."""
     return f"'{argument}'" if set(argument) & set(" []{}()*?$&;|<>") else argument

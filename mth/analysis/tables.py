@@ -1,31 +1,22 @@
-"""Tables 2, 3 and 5 at the real Qwen2.5 shapes, the paper's figures beside ours. No weights, no runs: architectures and seeds only."""
+"""Tables 2, 3 and 5 at the real Qwen2.5 shapes, beside the paper's numbers. Needs architectures and seeds, no weights and no runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from mth.analysis.memory import MIB, PAPER_MIB, PARTS, allocated, optimizer_mib
-from mth.analysis.needs import cells_of
+from mth.analysis.memory import MIB, PARTS, allocated_bytes, optimizer_mib
 from mth.analysis.overlap import Mask, expected_jaccard, overlap
-from mth.config import LR_TABLES, Init, MaskConfig, ModelConfig
-from mth.policy import parameter_shapes
-from mth.tickets.sampling import Shapes, active_counts
-
-MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b")
-# As printed in the paper: Table 2 (active parameters, rounded there) and Table 3 (mean Jaccard similarity of five masks).
-PAPER_ACTIVE = {
-    "qwen2.5-0.5b": ("~0.5B", "~4.9M", "~2.4M", "~490K", "~247K", "~49K", "~4K"),
-    "qwen2.5-1.5b": ("~1.5B", "~15M", "~7.7M", "~1.5M", "~770K", "~150K", "~15K"),
-}
-PAPER_RATE = {
-    "qwen2.5-0.5b": (1e-6, 1e-4, 1e-4, 1e-3, 1e-3, 1e-3, 5e-3),
-    "qwen2.5-1.5b": (1e-6, 1e-4, 1e-4, 1e-3, 1e-3, 4e-3, 1e-2),
-}
-PAPER_JACCARD = {
-    "qwen2.5-0.5b": {99: "0.005", 99.9: "0.0005", 99.99: "0.000055"},
-    "qwen2.5-1.5b": {99: "0.005031", 99.9: "0.000498", 99.99: "0.0000528"},
-}
+from mth.config import paper
+from mth.config.cells import cells_of
+from mth.config.choices import Init
+from mth.config.learning_rates import table_lr
+from mth.config.schema import MaskConfig, ModelConfig
+from mth.models.shapes import parameter_shapes
+from mth.tickets.indices import Shapes
+from mth.tickets.masks import active_counts
 
 
 def real_shapes(model: str) -> Shapes:
@@ -33,66 +24,106 @@ def real_shapes(model: str) -> Shapes:
     return parameter_shapes(ModelConfig(name=model, path=model, init=Init.random))
 
 
-def table_2(models: Sequence[str] = MODELS) -> pd.DataFrame:
+def table_2(models: Sequence[str] = paper.MODELS) -> pd.DataFrame:
     """Active parameters and learning rates by sparsity."""
     rows = []
     for model in models:
         shapes = real_shapes(model)
-        levels = sorted(float(level) for level in LR_TABLES[model])
-        for level, paper, rate in zip(levels, PAPER_ACTIVE[model], PAPER_RATE[model], strict=True):
+        for level, active, rate in zip(paper.LEVELS, paper.ACTIVE[model], paper.LEARNING_RATES[model], strict=True):
             counts = active_counts(shapes, level, MaskConfig())
             rows.append(
                 {
                     "model": model,
-                    "sparsity %": level,
-                    "active, paper": paper,
+                    "sparsity %": float(level),
+                    "active, paper": active,
                     "active": sum(counts.values()),
                     "tensors with none": sum(count == 0 for count in counts.values()),
                     "of tensors": len(counts),
                     "learning rate, paper": rate,
-                    "learning rate": LR_TABLES[model][f"{level:g}"],
+                    "learning rate": table_lr(model, level),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def overlap_tables(model: str, shapes: Shapes, levels: dict[float, list[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean Jaccard similarity of all pairs of random masks, in total and per tensor; levels: sparsity -> mask seeds."""
+def overlap_tables(model: str, shapes: Shapes, levels: Mapping[float, Sequence[int]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean Jaccard similarity of all pairs of random masks, in total and per tensor. levels: sparsity in percent -> mask seeds."""
     rows, tensors = [], []
     for percent, seeds in levels.items():
         found = overlap(shapes, [Mask(seed, percent) for seed in seeds])
-        pairs = found.pairs()
+        level = {"model": model, "sparsity %": percent}
         for name in found.tensors:
-            within = found.pairs(name)  # NaN where the level leaves this tensor no entry
-            row = {"model": model, "sparsity %": percent, "tensor": name, "entries": math.prod(shapes[name])}
-            tensors.append(
-                row | {"mean": within.mean(), "smallest": within.min(), "largest": within.max(), "p/(2-p)": expected_jaccard(percent)}
-            )
-        row = {"model": model, "sparsity %": percent, "masks": len(seeds), "pairs": pairs.size}
-        figures = {"mean": pairs.mean(), "smallest": pairs.min(), "largest": pairs.max(), "p/(2-p)": expected_jaccard(percent)}
-        paper = PAPER_JACCARD.get(model, {}).get(percent, "")
-        rows.append(row | ({"paper": paper} if model in PAPER_JACCARD else {}) | {key: float(value) for key, value in figures.items()})
+            values = _statistics(found.pairs(name), percent)  # NaN where this sparsity leaves the tensor no entry
+            tensors.append(level | {"tensor": name, "entries": math.prod(shapes[name])} | values)
+        pairs = found.pairs()
+        printed = {"paper": paper.JACCARD[model].get(percent, "")} if model in paper.JACCARD else {}
+        rows.append(level | {"masks": len(seeds), "pairs": pairs.size} | printed | _statistics(pairs, percent))
     return pd.DataFrame(rows), pd.DataFrame(tensors)
 
 
-def table_3(models: Sequence[str] = MODELS) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _statistics(pairs: np.ndarray, percent: float) -> dict[str, float]:
+    """Columns of the overlap tables. pairs: Jaccard similarity of each pair of masks."""
+    values = {"mean": pairs.mean(), "smallest": pairs.min(), "largest": pairs.max(), "p/(2-p)": expected_jaccard(percent)}
+    return {key: float(value) for key, value in values.items()}
+
+
+def table_3(models: Sequence[str] = paper.MODELS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Overlap of the masks that conf/experiment/table3_overlap.yaml names, in total and per tensor."""
     levels: dict[float, list[int]] = {}
-    for config in cells_of(["experiment=table3_overlap"]):
-        levels.setdefault(config.sparsity.percent, []).append(config.mask_seed)
+    for cell in cells_of(["experiment=table3_overlap"]):
+        levels.setdefault(cell.config.sparsity.percent, []).append(cell.config.mask_seed)
     total, tensors = zip(*(overlap_tables(model, real_shapes(model), levels) for model in models), strict=True)
     return pd.concat(total, ignore_index=True), pd.concat(tensors, ignore_index=True)
 
 
-def table_5(models: Sequence[str] = MODELS) -> pd.DataFrame:
-    """MiB allocated per part at the levels of conf/experiment/table5_memory.yaml. Up to 6 GB and a minute or two for the 1.5B model."""
-    levels = sorted({config.sparsity.percent for config in cells_of(["experiment=table5_memory"])})
+def table_5(models: Sequence[str] = paper.MODELS) -> pd.DataFrame:
+    """MiB allocated per part at the levels of conf/experiment/table5_memory.yaml. Takes up to 6 GB and a minute or two for the 1.5B model."""
+    levels = sorted({cell.config.sparsity.percent for cell in cells_of(["experiment=table5_memory"])})
     rows = []
     for model in models:
-        shapes = real_shapes(model)
+        shapes, printed = real_shapes(model), dict(zip(paper.LEVELS, paper.OPTIMIZER_MIB[model], strict=True))
         for level in levels:
-            parts = allocated(shapes, level)
-            paper, ours = PAPER_MIB[model][level], optimizer_mib(parts)
-            row = {"model": model, "sparsity %": level, "paper MiB": paper, "moments + index MiB": round(ours, 2), "of paper": ours / paper}
+            parts = allocated_bytes(shapes, level)
+            theirs, ours = printed[level], optimizer_mib(parts)
+            row = {
+                "model": model,
+                "sparsity %": level,
+                "paper MiB": theirs,
+                "moments + index MiB": round(ours, 2),
+                "of paper": ours / theirs,
+            }
             rows.append(row | {f"{part} MiB": round(parts[part] / MIB, 2) for part in PARTS})
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper in a report. make: returns it, and a further table per tensor or None."""
+
+    slug: str
+    title: str
+    caption: str
+    make: Callable[[], tuple[pd.DataFrame, pd.DataFrame | None]]
+
+
+PAPER_TABLES = (
+    PaperTable(
+        "table2",
+        "Active parameters and learning rates (Table 2)",
+        "Exact counts at the real shapes; the paper rounds them.",
+        lambda: (table_2(), None),
+    ),
+    PaperTable(
+        "table3",
+        "Overlap of random masks (Table 3)",
+        "All pairs of the five masks at the real shapes, counted exactly, from seeds alone; per tensor in table3_tensors.csv.",
+        table_3,
+    ),
+    PaperTable(
+        "table5",
+        "Optimizer memory (Table 5)",
+        "Bytes really allocated at the real shapes. The paper counts two fp32 moments and an int64 index, and 8 bytes per parameter for full "
+        "training; ours has int32 indices. values: the fp32 master copy of the active entries; the frozen weights need none.",
+        lambda: (table_5(), None),
+    ),
+)

@@ -11,28 +11,26 @@ Usage
   python -m mth.grid sync <folder> [tracker.uri=URI]              send the journals of all runs below the folder to MLflow
 
 <folder> is the grid's, as printed at launch: multirun/<date>/<time>, or the run_dir= that was given.
+Settings of the launcher: python -m mth.grid --help hydra.launcher
 """
 
 import sys
 from pathlib import Path
 
-from mth.cli import one_line_errors
-from mth.config import require
+from mth.config.cli import asks_for_help, one_line_errors
+from mth.foundations.errors import require
 
 
 def plan(arguments: list[str]) -> None:
-    from mth.cells import check
-    from mth.grid.launch import choose, runs_root
-    from mth.grid.plan import check_models, plan_table
-    from mth.grid.record import TO_DO
-    from mth.tracking import read_journal
+    from mth.config.cells import cells_of
+    from mth.grid.placement import place_cells, runs_root
+    from mth.grid.plan import plan_table
+    from mth.grid.preflight import preflight
 
-    cells = check(["-m", *(argument for argument in arguments if argument not in ("-m", "--multirun"))])
-    check_models(cells)
+    cells = cells_of(["-m", *arguments])
+    models = preflight(cells)
     folder = Path(cells[0].config.run_dir or runs_root()).resolve()
-    entries = choose(cells, folder, runs_root())
-    journals = [read_journal(Path(entry.beginning or entry.dir)) if entry.found in TO_DO else [] for entry in entries]
-    print(plan_table(cells, [(entry.found, journal[-1].step if journal else 0) for entry, journal in zip(entries, journals, strict=True)]))
+    print(plan_table(cells, place_cells(cells, folder, runs_root()), models))
 
 
 def status(arguments: list[str]) -> None:
@@ -40,8 +38,7 @@ def status(arguments: list[str]) -> None:
     from mth.grid.show import state_table
     from mth.grid.state import cell_states
 
-    grid = read_grid(_folder(arguments, 1))
-    print(state_table(cell_states(grid)))
+    print(state_table(cell_states(read_grid(_folder(arguments, 1)))))
 
 
 def watch(arguments: list[str]) -> None:
@@ -55,25 +52,25 @@ def watch(arguments: list[str]) -> None:
 def resume(arguments: list[str]) -> None:
     from dataclasses import replace
 
-    from mth.grid.launch import finish, start, to_run
+    from mth.config.launchers import launcher_settings
+    from mth.grid.launch import finish, pending_cells, start
     from mth.grid.record import read_grid
-    from mth.launchers import launcher_settings
 
     grid = read_grid(_folder(arguments, None))
     names = [argument for argument in arguments[1:] if "=" not in argument]
     changes = [argument for argument in arguments[1:] if "=" in argument]
     for name in names:
-        require(name in {entry.name for entry in grid.entries}, f"{name} is no cell of this grid; `status` lists them")
+        require(name in {cell.name for cell in grid.cells}, f"{name} is no cell of this grid; `status` lists them")
     for change in changes:
         require(
             change.startswith("hydra.launcher."), f"{change}: a grid's cells are as they were launched; only hydra.launcher.KEY= can change"
         )
-    grid = replace(grid, entries=[entry for entry in grid.entries if not names or entry.name in names])
-    entries = to_run(grid)
-    for entry in entries:
-        entry.launcher = launcher_settings(entry.launcher, [change.removeprefix("hydra.launcher.") for change in changes])
-    print(f"{len(entries)} of {len(grid.entries)} cells to run")
-    start(grid, entries, detach=False)
+    grid = replace(grid, cells=[cell for cell in grid.cells if not names or cell.name in names])
+    pending = pending_cells(grid)
+    for cell in pending:
+        cell.launcher = launcher_settings(cell.launcher, [change.removeprefix("hydra.launcher.") for change in changes])
+    print(f"{len(pending)} of {len(grid.cells)} cells to run")
+    start(grid, pending, detach=False)
     finish(grid)
 
 
@@ -103,8 +100,10 @@ def _folder(arguments: list[str], count: int | None) -> Path:
 
 @one_line_errors
 def main(arguments: list[str]) -> None:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if not arguments or asks_for_help(arguments):
+        from mth.config.help import launcher_help
+
+        print(__doc__ if "hydra.launcher" not in arguments else launcher_help())
         return
     require(arguments[0] in COMMANDS, f"{arguments[0]}: no such command; choose one of {', '.join(COMMANDS)}")
     COMMANDS[arguments[0]](arguments[1:])

@@ -1,4 +1,4 @@
-"""What a grid's folder holds: `grid.json` (cells, code, launcher), `environment.json`, `events.jsonl` (submissions and ends), `code/`, `base/`."""
+"""A grid's folder: `grid.json` (cells, code, command), `environment.json`, `events.jsonl` (submissions and ends), `code/`, `base/`."""
 
 import fcntl
 import json
@@ -8,17 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mth.errors import UserError
-from mth.files import read_json, write_json
-from mth.runs import host
+from mth.foundations.errors import UserError
+from mth.foundations.files import read_json, write_json
+from mth.runs.folder import host_name
 
 FORMAT = "mth-grid-1"
-TO_DO = ("new", "extended", "continued")
 
 
 @dataclass
-class Entry:
-    """A cell as the grid knows it. dir: run folder, which may be that of an earlier grid. found: at launch, one of TO_DO, finished or busy.
+class GridCell:
+    """A cell as its grid keeps it. dir: run folder, which may be inside an earlier grid. found: see `Place`, at launch.
 
     steps, tasks: optimizer steps and evaluation tasks of its configuration. beginning: folder of the shorter run that it extends, if any.
     """
@@ -33,11 +32,18 @@ class Entry:
     tasks: list[str]
     beginning: str = ""
 
+    @property
+    def beginning_dir(self) -> Path | None:
+        """The folder of the shorter run."""
+        return Path(self.beginning) if self.beginning else None
+
 
 @dataclass
 class Grid:
-    """folder: of the grid. root: of all runs. code: the frozen copy that the cells import. version: its commit. cwd: where the command was
-    given, from which the cells read relative paths.
+    """A grid and its cells.
+
+    folder: of the grid. root: of all runs. code: the frozen copy that the cells import. version: its commit. command: as it was typed.
+    cwd: where it was typed; the cells read relative paths from there.
     """
 
     folder: Path
@@ -45,12 +51,12 @@ class Grid:
     code: Path
     version: dict[str, Any]
     command: str
-    entries: list[Entry]
+    cells: list[GridCell]
     cwd: Path = field(default_factory=Path.cwd)
 
     def write(self) -> None:
         """Store everything in `grid.json`. Folders inside the grid's own are stored relative to it, so that it can be moved."""
-        cells = [asdict(entry) | {"dir": self._short(entry.dir)} for entry in self.entries]
+        cells = [asdict(entry) | {"dir": self._short(entry.dir)} for entry in self.cells]
         data = {"format": FORMAT, "root": str(self.root), "code": self._short(self.code), "version": self.version, "command": self.command}
         write_json(self.folder / "grid.json", data | {"cwd": str(self.cwd), "cells": cells})
 
@@ -59,21 +65,22 @@ class Grid:
 
 
 def is_grid(folder: Path) -> bool:
+    """Whether a folder belongs to a grid."""
     return (folder / "grid.json").is_file()
 
 
 def read_grid(folder: Path) -> Grid:
-    """The grid of a folder. Raises UserError when it is none."""
+    """The grid of a folder. Raises UserError if the folder is none of a grid."""
     folder = folder.resolve()
     data = read_json(folder / "grid.json")
     if data.get("format") != FORMAT:
         raise UserError(f"{folder} is not the folder of a grid: it has no grid.json of this version of mth")
-    entries = [Entry(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
-    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], entries, Path(data["cwd"]))
+    cells = [GridCell(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
+    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], cells, Path(data["cwd"]))
 
 
 def log_event(folder: Path, event: str, **details: Any) -> None:
-    """Append a line to `events.jsonl`: what was submitted, what ended how, what was cancelled."""
+    """Append an event to `events.jsonl`: what was submitted, what ended and how, what was cancelled."""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}) + "\n"
     with open(folder / "events.jsonl", "a") as file:
         file.write(line)
@@ -94,7 +101,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def hold_launcher(folder: Path) -> IO[str] | None:
-    """The lock of the process that starts this grid's cells on its machine, with its pid and host inside; None when another one has it."""
+    """The lock of the process that starts this grid's cells on its machine, with its pid and host inside; None if another process has it."""
     handle = open(folder / ".launcher", "a+")  # noqa: SIM115 - held open on purpose
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,13 +109,13 @@ def hold_launcher(folder: Path) -> IO[str] | None:
         handle.close()
         return None
     handle.truncate(0)
-    handle.write(f"{os.getpid()} {host()}")
+    handle.write(f"{os.getpid()} {host_name()}")
     handle.flush()
     return handle
 
 
 def launcher_at(folder: Path) -> tuple[int, str] | None:
-    """Process that is starting cells of this grid right now, and its host, if there is one."""
+    """Pid and host of the process that is starting cells of this grid right now; None if there is none."""
     try:
         with open(folder / ".launcher") as handle:
             try:

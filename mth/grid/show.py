@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from mth.grid.record import Grid
 from mth.grid.state import PENDING, CellState, cell_states
-from mth.runs import DONE
+from mth.runs.folder import DONE
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mth.errors import UserError
-from mth.grid.record import Entry, Grid, log_event
+from mth.foundations.errors import UserError
+from mth.grid.record import Grid, GridCell, log_event
 
 ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 PASSED_ON = ("partition", "account", "qos", "constraint", "gpus_per_node")
 
 
 class Job:
-    """What submitit pickles, by reference: a job unpickles it from the frozen copy of the code. Requeued, it starts again from the files."""
+    """The function that submitit pickles, by reference: a job imports it from the frozen code. A requeued job starts again from the files."""
 
     def __call__(self, run_dir: str, grid_dir: str) -> None:
         from mth.grid.worker import run_cell
@@ -26,7 +26,7 @@ class Job:
         run_cell(Path(run_dir), Path(grid_dir))
 
     def checkpoint(self, run_dir: str, grid_dir: str) -> Any:
-        """submitit's question what to run after a requeue: the same, with as many requeues as before."""
+        """What submitit runs after a requeue: the same, with as many requeues left as before."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, run_dir, grid_dir)
@@ -43,8 +43,8 @@ class JobState:
         return self.state in ACTIVE
 
 
-def submit(grid: Grid, entries: list[Entry]) -> None:
-    """One array per set of equal launcher settings. Raises UserError with sbatch's own words when it refuses."""
+def submit(grid: Grid, cells: list[GridCell]) -> None:
+    """Submit one array per set of equal launcher settings. Raises UserError with sbatch's own words if it refuses."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "hydra/launcher=slurm: no sbatch on this machine; start from a login node of the cluster, or use hydra/launcher=local"
@@ -53,10 +53,10 @@ def submit(grid: Grid, entries: list[Entry]) -> None:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     where = {"chdir": str(grid.cwd)} if grid.cwd.is_dir() else {}
-    shapes: dict[str, list[Entry]] = {}
-    for entry in entries:
-        shapes.setdefault(repr(sorted(entry.launcher.items(), key=str)), []).append(entry)
-    for alike in shapes.values():
+    arrays: dict[str, list[GridCell]] = {}
+    for cell in cells:
+        arrays.setdefault(repr(sorted(cell.launcher.items(), key=str)), []).append(cell)
+    for alike in arrays.values():
         settings = alike[0].launcher
         executor = submitit.SlurmExecutor(folder=grid.folder / "slurm", max_num_timeout=settings["max_num_timeout"])
         executor.update_parameters(
@@ -78,11 +78,11 @@ def submit(grid: Grid, entries: list[Entry]) -> None:
             **{key: settings[key] for key in PASSED_ON if settings[key] is not None},
         )
         try:
-            jobs = executor.map_array(Job(), [str(entry.dir) for entry in alike], [str(grid.folder)] * len(alike))
+            jobs = executor.map_array(Job(), [str(cell.dir) for cell in alike], [str(grid.folder)] * len(alike))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             said = " ".join(str(getattr(error, "stderr", "") or error.__cause__ or error).split())
-            raise UserError(f"sbatch refused {len(alike)} of {len(entries)} cells: {said[-300:]}") from error
-        ids = {entry.name: job.job_id for entry, job in zip(alike, jobs, strict=True)}
+            raise UserError(f"sbatch refused {len(alike)} of {len(cells)} cells: {said[-300:]}") from error
+        ids = {cell.name: job.job_id for cell, job in zip(alike, jobs, strict=True)}
         log_event(grid.folder, "submitted", cells=list(ids), jobs=ids)
 
 
@@ -92,7 +92,7 @@ def log_path(grid: Grid, job: str) -> Path:
 
 
 def query(jobs: Iterable[str]) -> dict[str, JobState]:
-    """State of these jobs as far as SLURM knows: the queue first, then accounting. Unknown jobs are missing from the result."""
+    """State of these jobs: from the queue first, then from accounting. Jobs that SLURM does not know are left out."""
     wanted = set(jobs)
     if not wanted:
         return {}
@@ -113,7 +113,7 @@ def query(jobs: Iterable[str]) -> dict[str, JobState]:
 
 
 def answers() -> bool:
-    """Whether SLURM can be asked at all; true where there is none to ask."""
+    """Whether SLURM answers; True if there is no SLURM."""
     try:
         return subprocess.run(["squeue", "-h", "--me"], capture_output=True, timeout=60).returncode == 0
     except subprocess.TimeoutExpired:
@@ -131,7 +131,7 @@ def cancel(running: Iterable[str], waiting: Iterable[str]) -> None:
 
 
 def _lines(*command: str) -> list[str]:
-    """Output of a SLURM command; nothing when it is missing or fails, which means that SLURM has nothing to say."""
+    """Output of a SLURM command; nothing if it is missing or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"SLURM_TIME_FORMAT": "standard"})
     except (OSError, subprocess.TimeoutExpired):
@@ -140,7 +140,7 @@ def _lines(*command: str) -> list[str]:
 
 
 def _expand(job: str) -> list[str]:
-    """sacct's `12_[0-2,5%4]` for waiting cells of an array, one by one."""
+    """Expand sacct's name for waiting cells of an array, `12_[0-2,5%4]`."""
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
     if match is None:
         return [job]

@@ -1,15 +1,16 @@
-"""The state of every cell, from the files that runs and launchers leave, and from SLURM for as long as it remembers."""
+"""The state of every cell: from the files that runs and launchers leave, and from SLURM while it remembers."""
 
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mth.files import read_json
 from mth.grid import slurm
-from mth.grid.record import Entry, Grid, is_grid, launcher_at, read_events, read_grid
-from mth.runs import DONE, is_locked, status_of
-from mth.tracking import JOURNAL, read_journal
+from mth.grid.record import Grid, GridCell, is_grid, launcher_at, read_events, read_grid
+from mth.runs.folder import DONE, RunFolder
+from mth.runs.journal import read_journal
+from mth.runs.lock import is_locked
+from mth.runs.metrics import PASS_AT_1, REWARD, eval_metric
 
 PENDING = ("queued", "running")
 
@@ -18,7 +19,7 @@ PENDING = ("queued", "running")
 class CellState:
     """state: queued, running, finished, collapsed, failed, interrupted, killed, cancelled, or new (never submitted)."""
 
-    entry: Entry
+    entry: GridCell
     state: str
     step: int
     steps: int
@@ -31,7 +32,7 @@ class CellState:
 
 
 def cell_states(grid: Grid) -> list[CellState]:
-    """One state per cell, in the grid's order."""
+    """The state of every cell, in the grid's order."""
     events = read_events(grid.folder)
     jobs: dict[str, str] = {}
     ended: dict[str, str] = {}
@@ -45,16 +46,17 @@ def cell_states(grid: Grid) -> list[CellState]:
                 ended[event["cell"]] = _exit_words(event["code"])
         elif event["event"] == "cancelled":
             ended |= dict.fromkeys(event["cells"], "cancelled")
-    known = slurm.query(job for entry in grid.entries if (job := jobs.get(entry.name)) and status_of(entry.dir) not in DONE)
+    known = slurm.query(job for entry in grid.cells if (job := jobs.get(entry.name)) and RunFolder(entry.dir).status not in DONE)
     launching = launcher_at(grid.folder) is not None
     waiting = {name for name, job in jobs.items() if launching and not job and name not in ended}
-    return [_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.entries]
+    return [_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.cells]
 
 
-def _state(entry: Entry, job: str | None, known: dict[str, slurm.JobState], waiting: bool, ended: str | None) -> CellState:
+def _state(entry: GridCell, job: str | None, known: dict[str, slurm.JobState], waiting: bool, ended: str | None) -> CellState:
     """job: id in SLURM, empty for a local process, None when never submitted. waiting: a launcher on this machine will start it."""
-    summary, run = read_json(entry.dir / "summary.json"), read_json(entry.dir / "run.json")
-    status, reason, of_slurm = summary.get("status"), summary.get("reason") or "", known.get(job or "")
+    folder = RunFolder(entry.dir)
+    summary, run = folder.summary(), folder.record()
+    status, reason, of_slurm = summary.status, summary.reason or "", known.get(job or "")
     if status in DONE:
         state = status
     elif is_locked(entry.dir):
@@ -65,7 +67,7 @@ def _state(entry: Entry, job: str | None, known: dict[str, slurm.JobState], wait
     elif waiting:
         state, reason = "queued", ""
     elif entry.found == "busy" and job is None:
-        state, reason = elsewhere(entry.dir) or status or "new", ""
+        state, reason = running_elsewhere(entry.dir) or status or "new", ""
     elif status is not None:
         state = "cancelled" if ended == "cancelled" and status == "interrupted" else status
     elif ended == "cancelled" or (of_slurm is not None and of_slurm.state.startswith("CANCELLED")):
@@ -78,28 +80,28 @@ def _state(entry: Entry, job: str | None, known: dict[str, slurm.JobState], wait
     return _describe(entry, str(state), reason, job or run.get("job") or "", run.get("host") or (of_slurm.node if of_slurm else ""))
 
 
-def _describe(entry: Entry, state: str, reason: str, job: str, node: str) -> CellState:
-    journal = entry.dir / JOURNAL
+def _describe(entry: GridCell, state: str, reason: str, job: str, node: str) -> CellState:
+    journal = RunFolder(entry.dir).journal_file
     step, reward, passes, seconds = progress(entry.dir, tuple(entry.tasks), journal.stat().st_size if journal.is_file() else 0)
     return CellState(entry, state, step, entry.steps, reward, dict(passes), seconds, node, job, reason)
 
 
 @lru_cache(maxsize=1024)
 def progress(run_dir: Path, tasks: tuple[str, ...], size: int) -> tuple[int, float | None, dict[str, tuple[float, float]], float]:
-    """Last step, last mean reward, first and last pass@1 per task, seconds, of a journal of `size` bytes (part of the cache's key)."""
+    """Last step, last mean reward, first and last pass@1 per task, seconds, of a journal. size: its bytes, part of the cache's key."""
     journal = read_journal(run_dir) if size else []
-    rewards = [line.metrics["reward/mean"] for line in journal if "reward/mean" in line.metrics]
+    rewards = [line.metrics[REWARD] for line in journal if REWARD in line.metrics]
     passes = {}
     for task in tasks:
-        values = [line.metrics[key] for line in journal if (key := f"eval/{task}/pass_at_1") in line.metrics]
+        values = [line.metrics[key] for line in journal if (key := eval_metric(task, PASS_AT_1)) in line.metrics]
         if values:
             passes[task] = (values[0], values[-1])
     seconds = sum(value for line in journal for key, value in line.metrics.items() if key.startswith("seconds/"))
     return journal[-1].step if journal else 0, rewards[-1] if rewards else None, passes, seconds
 
 
-def elsewhere(run_dir: Path) -> str | None:
-    """queued or running, when a process works in the folder or another grid has it in its queue; else None."""
+def running_elsewhere(run_dir: Path) -> str | None:
+    """queued or running, if a process works in the folder or another grid has it in its queue; else None."""
     if is_locked(run_dir):
         return "running"
     if is_grid(run_dir.parent):

@@ -1,28 +1,30 @@
-"""Journals to MLflow: what a store or server missed, or all of it into another one."""
+"""Journals to MLflow: what a store or server missed, or everything into another one."""
 
 from pathlib import Path
 
 from tqdm import tqdm
 
-from mth.config import Store, read_config
-from mth.errors import UserError
-from mth.files import read_json
+from mth.config.choices import TrackerName
+from mth.foundations.errors import UserError
 from mth.grid.record import is_grid, read_grid
-from mth.runs import is_locked, status_of
-from mth.tracking import JOURNAL, MLFLOW_STATUS, MlflowWriter, default_uri, read_journal, run_tags
+from mth.runs.folder import RunFolder
+from mth.runs.journal import read_journal
+from mth.runs.lock import is_locked
+from mth.runs.mlflow import MLFLOW_STATUS, MlflowWriter, default_uri, run_tags
 
 
 def sync(folder: Path, uri: str | None) -> None:
     """Send every run below `folder`, and those that its grid continues elsewhere. Sending again changes nothing.
 
-    uri: the store; by default that of each run's configuration. Runs at work are left to themselves. Raises UserError when there is no run,
-    or listing the runs that could not be sent.
+    uri: the store; None: that of each run's configuration. Runs at work are left out: they send their metrics themselves. Raises UserError
+    if there is no run, or listing the runs that could not be sent.
     """
     grid = read_grid(folder) if is_grid(folder) else None
-    found = {path.parent for path in folder.rglob(JOURNAL)} | {entry.dir for entry in (grid.entries if grid else []) if entry.dir.is_dir()}
-    runs = sorted(path for path in found if (path / JOURNAL).is_file())
+    journal = RunFolder(folder).journal_file.name
+    found = {path.parent for path in folder.rglob(journal)} | {cell.dir for cell in (grid.cells if grid else []) if cell.dir.is_dir()}
+    runs = sorted(path for path in found if RunFolder(path).journal_file.is_file())
     if not runs:
-        raise UserError(f"{folder}: no run with a {JOURNAL} below it")
+        raise UserError(f"{folder}: no run with a {journal} below it")
     problems = []
     for run_dir in tqdm(runs, desc="sync", unit="run"):
         if is_locked(run_dir):
@@ -35,21 +37,22 @@ def sync(folder: Path, uri: str | None) -> None:
 
 
 def send(run_dir: Path, root: Path, grid: Path | None, uri: str | None) -> str | None:
-    """Replay one journal; None, or why it did not work."""
+    """Replay one journal. Returns None, or why it did not work."""
+    folder = RunFolder(run_dir)
     try:
-        config = read_config(run_dir / "config.yaml")
+        config = folder.config()
     except UserError as error:
         return str(error)
     target = uri or config.tracker.uri or default_uri(root)
-    if uri is None and config.tracker.name is Store.none:
+    if uri is None and config.tracker.name is TrackerName.none:
         return "tracker.name=none; give tracker.uri="
-    status = status_of(run_dir) or "interrupted"
-    summary = read_json(run_dir / "summary.json")
-    writer = MlflowWriter(
-        config, target, run_dir, read_json(run_dir / "run.json").get("facts", {}), run_tags(run_dir, root, grid), read_journal(run_dir)
+    summary = folder.summary()
+    status = summary.status or "interrupted"
+    tags, facts = run_tags(run_dir, root, grid), folder.record().get("facts", {})
+    writer = MlflowWriter(config, target, run_dir, facts, tags, read_journal(run_dir))
+    return writer.close(
+        MLFLOW_STATUS.get(status, "KILLED"), {"mth.status": status} | ({"mth.reason": summary.reason} if summary.reason else {})
     )
-    ending = {"mth.status": status} | ({"mth.reason": summary["reason"]} if summary.get("reason") else {})
-    return writer.close(MLFLOW_STATUS.get(status, "KILLED"), ending)
 
 
 def _root(run_dir: Path) -> Path:

@@ -8,38 +8,37 @@ import signal
 import sys
 from pathlib import Path
 
-from mth.config import read_config
-from mth.files import read_json, write_json
+from mth.foundations.errors import first_line
+from mth.foundations.signals import listen
 from mth.grid.record import read_grid
-from mth.runs import DONE, status_of
-from mth.signals import listen
+from mth.runs.folder import DONE, RunFolder
+from mth.runs.summary import Summary
 
-LOCK_PATIENCE_S = 180.0  # a requeued job may start while the old process, or a lost node's lock, is still dying
+LOCK_PATIENCE_S = 180.0  # a requeued job may start while the old process, or a lost node's lock, is still going away
 
 
 def run_cell(run_dir: Path, grid_dir: Path) -> None:
-    """Run or continue the cell, or end at once when it is done. An exception leaves `summary.json` with its first line, and goes on up.
+    """Run or continue the cell; return at once if it is done. An exception leaves its first line in `summary.json` and is raised again.
 
-    After a stop that a scheduler asked for, its kept signal handler is called last: it puts the job back into the queue and exits.
+    After a stop that a scheduler asked for, the signal handler that was there before is called last: it requeues the job and exits.
     """
-    requests = listen()
-    if status_of(run_dir) in DONE:
-        print(f"{run_dir}: already {status_of(run_dir)}")
+    requests, folder = listen(), RunFolder(run_dir)
+    if folder.status in DONE:
+        print(f"{run_dir}: already {folder.status}")
         return
-    from mth.trainer import train
+    from mth.training.loop import train
 
-    config, grid = read_config(run_dir / "config.yaml"), read_grid(grid_dir)
+    config, grid = folder.config(), read_grid(grid_dir)
     try:
         summary = train(config, run_dir, grid.root, requests, grid.folder, LOCK_PATIENCE_S)
     except BaseException as error:
-        if status_of(run_dir) is None and read_json(run_dir / "run.json").get("pid") == os.getpid():  # it was ours to run
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            write_json(run_dir / "summary.json", {"status": "failed", "reason": reason, "label": config.label})
+        if folder.status is None and folder.record().get("pid") == os.getpid():  # it was ours to run
+            folder.write_summary(Summary(status="failed", reason=first_line(error), label=config.label))
         raise
-    print(f"{config.label}: {summary['status']} after {summary['steps']} steps", flush=True)
-    if requests.requeue and summary["status"] == "interrupted":
-        assert requests.kept is not None
-        requests.kept(signal.SIGUSR2, None)
+    print(f"{config.label}: {summary.status} after {summary.steps} steps", flush=True)
+    if requests.requeue and summary.status == "interrupted":
+        assert requests.previous_handler is not None
+        requests.previous_handler(signal.SIGUSR2, None)
 
 
 if __name__ == "__main__":

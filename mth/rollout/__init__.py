@@ -1,19 +1,46 @@
-"""Rollouts: the engine protocol, the engines, and conversations played with them."""
+"""Generates text: the engine protocol, the engines, and episodes played through them. Knows models, tickets and tasks; knows nothing of training.
 
-from mth.config import Engine, RolloutConfig
-from mth.policy import Policy
+To add an engine, write its file, add it to ENGINES, and add conf/rollout/<name>.yaml.
+"""
+
+from collections.abc import Callable
+
+from mth.config.schema import RolloutConfig
+from mth.foundations.errors import UserError
+from mth.models.load import Policy
 from mth.rollout.engine import RolloutEngine
-from mth.rollout.hf import HfEngine
 from mth.tickets.ticket import Ticket
 
 
-def build_engine(policy: Policy, ticket: Ticket, config: RolloutConfig) -> RolloutEngine:
-    """The engine that `rollout.engine` names."""
-    if config.engine is Engine.hf:
-        return HfEngine(policy, ticket, config)
-    from mth.rollout.core import LocalCore
-    from mth.rollout.remote import RemoteCore
-    from mth.rollout.vllm import VllmEngine
+def _hf(policy: Policy, ticket: Ticket, config: RolloutConfig) -> RolloutEngine:
+    """transformers, with the trainer's own model."""
+    from mth.rollout.hf.engine import HfEngine
 
-    core = LocalCore() if config.engine is Engine.vllm else RemoteCore(config.url, config.timeout_s)
-    return VllmEngine(policy, ticket, config, core)
+    return HfEngine(policy, ticket, config)
+
+
+def _vllm(policy: Policy, ticket: Ticket, config: RolloutConfig) -> RolloutEngine:
+    """vLLM in this process."""
+    from mth.rollout.vllm.core import LocalCore
+    from mth.rollout.vllm.engine import VllmEngine
+
+    return VllmEngine(policy, ticket, config, LocalCore())
+
+
+def _vllm_server(policy: Policy, ticket: Ticket, config: RolloutConfig) -> RolloutEngine:
+    """vLLM behind `python -m mth.serve`."""
+    from mth.rollout.vllm.engine import VllmEngine
+    from mth.rollout.vllm.remote import RemoteCore
+
+    return VllmEngine(policy, ticket, config, RemoteCore(config.url, config.timeout_s))
+
+
+ENGINES: dict[str, Callable[[Policy, Ticket, RolloutConfig], RolloutEngine]] = {"hf": _hf, "vllm": _vllm, "vllm_server": _vllm_server}
+"""Name of an engine -> function that builds it. Each function imports its engine, so that nobody needs all of them installed."""
+
+
+def build_engine(policy: Policy, ticket: Ticket, config: RolloutConfig) -> RolloutEngine:
+    """Build the engine that `rollout.engine` names. Raises UserError if there is none of that name."""
+    if config.engine not in ENGINES:
+        raise UserError(f"rollout.engine={config.engine} is unknown; choose one of {', '.join(ENGINES)}")
+    return ENGINES[config.engine](policy, ticket, config)

@@ -1,4 +1,4 @@
-"""The protocol between the program and whatever generates text: token ids in, token ids and log-probabilities out."""
+"""The protocol of rollout engines: token ids in, token ids and log-probabilities out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,15 @@ from typing import Protocol
 
 import torch
 
-from mth.errors import UserError
+from mth.foundations.errors import UserError
 
 
 @dataclass(frozen=True)
 class Request:
-    """One reply to generate. prompt: token ids. seed: names the reply's own random stream, so that batching cannot change the draw."""
+    """One completion to generate.
+
+    prompt: token ids. seed: seeds this completion's own random stream, so that batching does not change what is sampled.
+    """
 
     prompt: Sequence[int]
     seed: int
@@ -19,7 +22,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """ids: sampled tokens, the stop token included. logprobs: of each under the distribution it was sampled from. stopped: not cut off."""
+    """One generated completion.
+
+    ids: sampled tokens, including the stop token. logprobs: one per token, in nats, under the distribution it was sampled from.
+    stopped: True if a stop token ended it, False if it reached the token limit.
+    """
 
     ids: list[int]
     logprobs: list[float]
@@ -27,14 +34,17 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Everything outside `mth.rollout` knows engines by these three methods only."""
+    """What the trainer needs of an engine. Code outside `mth.rollout` uses these three methods only."""
 
     def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
-        """One completion per request, in order. temperature 0 is greedy, its log-probabilities those at temperature 1."""
+        """Return one completion per request, in order.
+
+        Temperature 0 decodes greedily and reports log-probabilities at temperature 1. Raises UserError if a prompt does not fit the context.
+        """
         ...
 
     def sync(self, values: torch.Tensor) -> int:
-        """Generate from now on with these ticket values [K] at the active entries; returns the bytes that had to be sent."""
+        """Use these ticket values [K] at the active entries from now on. Returns the bytes sent."""
         ...
 
     def close(self) -> None:
@@ -43,9 +53,10 @@ class RolloutEngine(Protocol):
 
 
 def check_fits(requests: Sequence[Request], max_tokens: int, context: int) -> None:
-    """Raise UserError, before anything is generated, when a prompt and its reply do not fit the context (tokens)."""
+    """Raise UserError if a prompt plus `max_tokens` exceeds `context` (tokens)."""
     longest = max((len(request.prompt) for request in requests), default=0)
     if longest + max_tokens > context:
         raise UserError(
-            f"a prompt of {longest} tokens + max_tokens={max_tokens} exceeds the model's context of {context}; lower rollout.max_tokens or eval.max_tokens"
+            f"a prompt of {longest} tokens + max_tokens={max_tokens} exceeds the model's context of {context}; "
+            "lower rollout.max_tokens or eval.max_tokens"
         )

@@ -1,7 +1,7 @@
 """Alphabet Sort (paper section 3.1): keep a growing list of names sorted over several turns.
 
-The construction follows the public environment `alphabet-sort` that the paper used: one seeded generator draws, per row, the number of
-turns, the names per turn, the key, the order in which names are shown and the number of placeholder lines in the format block.
+Follows the public environment `alphabet-sort` that the paper used. For each row, one seeded generator draws the number of turns, the names
+per turn, the sort key, the order in which names are shown, and the number of placeholder lines in the format block.
 """
 
 import difflib
@@ -12,18 +12,22 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from mth.paths import ASSETS
-from mth.tasks.base import Episode
+from mth.config.schema import TaskConfig
+from mth.foundations.errors import UserError
+from mth.foundations.paths import ASSETS
+from mth.tasks.base import EVAL_ROWS, Episode, Task, hold_out
+from mth.tasks.data import read_rows
 
+SOURCE = None
 FIRST_TAG = "alphabetical_sorted"
 LATER_TAG = "combined_alphabetical_sorted"
 NEW_MARK = " // new name!"
-POWER = 4
+POWER = 4  # exponent of the similarity in the reward
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How many turns an episode has and how many names each turn brings; bounds are inclusive."""
+    """Range of the number of turns and of the new names per turn; bounds are inclusive."""
 
     min_turns: int = 2
     max_turns: int = 2
@@ -33,14 +37,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Draw:
-    """One episode before it becomes text: `names[t]` are the names that turn t brings, in data order."""
+    """One episode before it is rendered as text. names[t]: new names of turn t, in data order. by_first: sort by first name."""
 
     names: tuple[tuple[str, ...], ...]
     by_first: bool
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """'AdaLovelace' -> ('Ada', 'Lovelace'): the last name starts at the second upper-case letter; without one it is empty."""
+    """'AdaLovelace' -> ('Ada', 'Lovelace'). The last name starts at the second upper-case letter, and is empty if there is none."""
     for position in range(1, len(name)):
         if name[position].isupper():
             return name[:position], name[position:]
@@ -48,17 +52,17 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def sort_names(names: Iterable[str], by_first: bool) -> list[str]:
-    """Stable, case-sensitive sort by first or by last name."""
+    """Sort by first or by last name; stable and case-sensitive."""
     return sorted(names, key=lambda name: split_name(name)[0 if by_first else 1])
 
 
 def distinct_names(raw: Iterable[str]) -> list[str]:
-    """'First Last' strings as 'FirstLast', duplicates dropped, order kept."""
+    """Turn 'First Last' into 'FirstLast'. Drops duplicates and keeps the order."""
     return list(dict.fromkeys(name.replace(" ", "") for name in raw))
 
 
 def truths(draw: Draw) -> list[list[str]]:
-    """The lines of the perfect reply of every turn: all names so far, this turn's names marked from the second turn on."""
+    """Lines of the perfect reply of each turn: all names so far, sorted. From the second turn on, new names are marked."""
     seen: list[str] = []
     result = []
     for turn, names in enumerate(draw.names):
@@ -69,13 +73,13 @@ def truths(draw: Draw) -> list[list[str]]:
 
 
 def reply_text(lines: Sequence[str], turn: int) -> str:
-    """A reply in the demanded format."""
+    """A reply in the required format."""
     tag = LATER_TAG if turn else FIRST_TAG
     return "\n".join([f"<{tag}>", *lines, f"</{tag}>"])
 
 
 def draw_episode(names: Sequence[str], shape: Shape, rng: random.Random) -> Draw | None:
-    """Draw turns, names per turn and key from `rng`, in this order; None (with no further draw) when the row has too few names."""
+    """Draw turns, names per turn and sort key, in this order. Returns None before the key is drawn if the row has too few names."""
     turns = rng.randint(shape.min_turns, shape.max_turns)
     counts = [rng.randint(shape.min_names, shape.max_names) for _ in range(turns)]
     if len(names) < sum(counts):
@@ -86,7 +90,7 @@ def draw_episode(names: Sequence[str], shape: Shape, rng: random.Random) -> Draw
 
 
 def user_turns(draw: Draw, shape: Shape, rng: random.Random) -> tuple[str, ...]:
-    """The user's messages: names shuffled, and a format block whose number of placeholder lines is random, not the true count."""
+    """The user's messages: shuffled names, and a format block with a random number of placeholder lines."""
     key = "FIRST" if draw.by_first else "LAST"
     messages, total = [], 0
     for turn, names in enumerate(draw.names):
@@ -114,7 +118,7 @@ def user_turns(draw: Draw, shape: Shape, rng: random.Random) -> tuple[str, ...]:
 
 
 def build_episodes(rows: Iterable[Sequence[str]], shape: Shape, seed: int) -> Iterator[Episode]:
-    """One episode per row of 'First Last' names that has enough of them, all drawn from one generator seeded with `seed`."""
+    """One episode per row of 'First Last' names. Skips rows with too few names. One generator with this seed draws all of them."""
     rng = random.Random(seed)
     for index, row in enumerate(rows):
         draw = draw_episode(distinct_names(row), shape, rng)
@@ -124,9 +128,10 @@ def build_episodes(rows: Iterable[Sequence[str]], shape: Shape, seed: int) -> It
 
 
 def turn_reward(reply: str, truth: str, turn: int) -> float:
-    """Similarity of the reply's tagged block to the truth, difflib ratio to the 4th power, in [0, 1].
+    """Similarity of the reply's tagged block to the truth in [0, 1]: difflib's ratio to the power of 4.
 
-    No block: 0. Several blocks count as attempts: the last one is scored if each is strictly better than the one before, else 0.
+    A reply without a block scores 0. Several blocks are attempts: the last one counts if each is strictly better than the one before,
+    otherwise the score is 0.
     """
     tag = LATER_TAG if turn else FIRST_TAG
     expected = "\n".join(line.strip().lower() for line in truth.split("\n"))
@@ -140,7 +145,7 @@ def turn_reward(reply: str, truth: str, turn: int) -> float:
 
 
 def score(episode: Episode, replies: Sequence[str]) -> dict[str, float]:
-    """Mean of the turn rewards; a missing turn counts 0. Each turn's reward is reported too."""
+    """Mean of the turn rewards, and the reward of each turn. A missing turn counts 0."""
     padded = [*replies, *[""] * (len(episode.truth) - len(replies))]
     rewards = [turn_reward(reply, truth, turn) for turn, (reply, truth) in enumerate(zip(padded, episode.truth, strict=True))]
     return {"reward": sum(rewards) / len(rewards)} | {f"turn_{turn + 1}": reward for turn, reward in enumerate(rewards)}
@@ -148,18 +153,38 @@ def score(episode: Episode, replies: Sequence[str]) -> dict[str, float]:
 
 @cache
 def embedded_pools() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """First and last names that the package ships (US Census 1990, public domain)."""
+    """The first and last names in the package (US Census 1990, public domain)."""
     first, last = ((ASSETS / f"{kind}_names.txt").read_text().split() for kind in ("first", "last"))
     return tuple(first), tuple(last)
 
 
 def random_row(rng: random.Random, length: int) -> list[str]:
-    """`length` 'First Last' names in which no first and no last name repeats, so that the order by either is unambiguous."""
+    """Draw `length` 'First Last' names. No first and no last name repeats, so the order by either is unambiguous."""
     first, last = embedded_pools()
     return [f"{a} {b}" for a, b in zip(rng.sample(first, length), rng.sample(last, length), strict=True)]
 
 
 def embedded_rows(count: int, shape: Shape, seed: int = 20240101) -> list[list[str]]:
-    """Synthetic rows drawn from the shipped names: what the task reads when no `task.path` is given."""
+    """Rows of random names from the package, used if no `task.path` is given."""
     rng = random.Random(seed)
     return [random_row(rng, shape.max_turns * shape.max_names) for _ in range(count)]
+
+
+def build(config: TaskConfig) -> Task:
+    """Build the task from generated rows, or from rows with a column `names`.
+
+    Raises UserError if the package has too few names, or if the column does not hold lists.
+    """
+    shape = Shape(config.min_turns, config.max_turns, config.min_names, config.max_names)
+    if config.path is None:
+        if shape.max_turns * shape.max_names > len(embedded_pools()[0]):
+            raise UserError("task.max_turns x task.max_names exceeds the shipped names; give task.path=")
+        rows = embedded_rows(config.train_rows + (EVAL_ROWS if config.holdout else 0), shape)
+        count = EVAL_ROWS
+    else:
+        rows = [row["names"] or [] for row in read_rows(config.path, "train", ("names",))[0]]
+        count = None
+        if any(isinstance(row, str) for row in rows):
+            raise UserError(f"task.path={config.path}: column names must hold lists of 'First Last' strings")
+    train, held = hold_out(list(build_episodes(rows, shape, config.data_seed)), config, count)
+    return Task("alphabet_sort", train, held, score)

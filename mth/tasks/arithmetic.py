@@ -1,21 +1,24 @@
-"""Arithmetic: short word problems with one or two steps and an integer answer, generated from a seed. Sized for the embedded model."""
+"""Arithmetic: generated word problems of one or two steps with an integer answer, easy enough for the embedded model."""
 
 import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mth.config.schema import TaskConfig
 from mth.tasks.alphabet_sort import embedded_pools
-from mth.tasks.base import Episode
+from mth.tasks.base import EVAL_ROWS, Episode, Task
+from mth.tasks.boxed import boxed_score
 
+SOURCE = None
 INSTRUCTION = "Put your final answer within \\boxed{}."
 ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "shells", "stamps", "stones", "toys")
-EVAL_SHARE = 10  # one question in ten belongs to the evaluation split
+EVAL_SHARE = 10  # one question in ten is for evaluation
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its solution: `operations` are applied to `start` one after the other."""
+    """A question and its solution: the operations (sign, operand) apply to `start` in turn."""
 
     question: str
     start: int
@@ -30,12 +33,12 @@ class Problem:
 
 
 def apply(value: int, sign: str, operand: int) -> int:
-    """value (+, - or *) operand."""
+    """The result of `value sign operand`; sign is +, - or *."""
     return {"+": value + operand, "-": value - operand, "*": value * operand}[sign]
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    """One problem, uniform over five kinds: sum, difference, product, sum then difference, and a comparison."""
+    """Draw one problem of five equally likely kinds: sum, difference, product, sum and difference, comparison."""
     who, other = rng.sample(embedded_pools()[0], 2)
     item = rng.choice(ITEMS)
     kind = rng.randrange(5)
@@ -59,12 +62,12 @@ def draw_problem(rng: random.Random) -> Problem:
 
 
 def is_eval(question: str) -> bool:
-    """Which split a question belongs to: a hash of its text decides, so no question is in both."""
+    """Returns True if a question is for evaluation. A hash of its text decides, so no question is in both splits."""
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % EVAL_SHARE == 0
 
 
 def problems(seed: int, evaluation: bool | None = None) -> Iterator[Problem]:
-    """An endless seeded stream of distinct problems of one split (None: of both)."""
+    """An endless stream of distinct problems. evaluation: True for the evaluation split, False for training, None for both."""
     rng = random.Random(seed)
     seen: set[str] = set()
     while True:
@@ -75,7 +78,7 @@ def problems(seed: int, evaluation: bool | None = None) -> Iterator[Problem]:
 
 
 def solution_text(problem: Problem, slip: Callable[[int], int] = int) -> str:
-    """A worked solution in the form that the base model is taught; `slip` may replace the result of an equation by a wrong one."""
+    """A worked solution in the form that the embedded model is pretrained on. slip: may replace the result of an equation."""
     value, lines = problem.start, []
     for sign, operand in problem.operations:
         result = slip(apply(value, sign, operand))
@@ -85,7 +88,14 @@ def solution_text(problem: Problem, slip: Callable[[int], int] = int) -> str:
 
 
 def build_episodes(count: int, seed: int, evaluation: bool) -> list[Episode]:
-    """`count` distinct problems of one split as episodes."""
+    """Episodes from `count` distinct problems of one split."""
     stream = problems(seed, evaluation)
     drawn = [next(stream) for _ in range(count)]
     return [Episode(f"problem{i}", (f"{p.question}\n{INSTRUCTION}",), (str(p.answer),)) for i, p in enumerate(drawn)]
+
+
+def build(config: TaskConfig) -> Task:
+    """Build the task from generated problems."""
+    train = build_episodes(config.train_rows, config.data_seed, evaluation=False)
+    held = build_episodes(EVAL_ROWS, config.data_seed, evaluation=True) if config.holdout else train
+    return Task("arithmetic", train, held, boxed_score(config, both=False))

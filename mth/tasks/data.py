@@ -1,18 +1,18 @@
-"""Reading rows through Hugging Face `datasets`: a hub id, or local jsonl, json or parquet files with the same columns."""
+"""Reads rows with Hugging Face `datasets`, from a hub id or from local jsonl, json or parquet files with the same columns."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from mth.errors import UserError
+from mth.foundations.errors import UserError, first_line
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def local_file(path: Path, split: str) -> tuple[Path, bool] | None:
-    """The file that holds a split under `path`, and whether it is that split's own file (a folder's `train.jsonl`) or one file for all.
+    """The file that holds a split, and whether it holds this split only (`train.jsonl` in a folder) or all rows.
 
-    None when `path` does not exist locally. Raises UserError when a folder has no file for the split.
+    Returns None if `path` does not exist on this machine. Raises UserError if a folder has no file for the split.
     """
     if path.is_file():
         return path, False
@@ -27,16 +27,21 @@ def local_file(path: Path, split: str) -> tuple[Path, bool] | None:
     raise UserError(f"{path} has no {split}.jsonl or {split}.parquet")
 
 
-def check_exists(key: str, path: str) -> None:
-    """Raise UserError, naming the key, when a path that can only be a local one is not there."""
-    if (path.startswith((".", os.sep)) or Path(path).suffix in FORMATS) and not Path(path).exists():
-        raise UserError(f"{key}={path} does not exist")
+def looks_local(source: str) -> bool:
+    """Returns True if a source is a path on this machine and not a hub id."""
+    return _is_path(source) or Path(source).exists()
+
+
+def _is_path(source: str) -> bool:
+    """Returns True for what cannot be a hub id, whether it exists or not."""
+    return source.startswith((".", os.sep)) or Path(source).suffix in FORMATS
 
 
 def read_rows(path: str, split: str, columns: tuple[str, ...], subset: str | None = None) -> tuple[list[dict[str, Any]], bool]:
-    """All rows of a split, and whether the split has rows of its own (False: the same rows serve training and evaluation).
+    """All rows of a split, and whether they belong to this split only. If not, the same rows serve training and evaluation.
 
-    path: hub id, file or folder. columns: needed; a missing one raises UserError, as do a missing file and an unreachable hub.
+    path: hub id, file or folder. columns: those that a row must have. subset: configuration of a hub dataset; `*` reads all of them.
+    Raises UserError if a file or column is missing, if a file cannot be read, or if the hub cannot be reached.
     """
     from datasets import disable_progress_bars, get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
@@ -52,13 +57,14 @@ def read_rows(path: str, split: str, columns: tuple[str, ...], subset: str | Non
             data = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
             rows = list(data)
         else:
-            check_exists("task.path", path)
-            parts = get_dataset_config_names(path) if subset == "*" else [subset]
-            rows = [row for part in parts for row in load_dataset(path, part, split=split)]
-    except StopIteration:  # what `datasets` raises for a file without a line
+            if _is_path(path):
+                raise UserError(f"task.path={path} does not exist")
+            subsets = get_dataset_config_names(path) if subset == "*" else [subset]
+            rows = [row for name in subsets for row in load_dataset(path, name, split=split)]
+    except StopIteration:  # `datasets` raises this for an empty file
         rows = []
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"task.path={path}: cannot be read ({str(error).strip().splitlines()[0][:160]})") from error
+        raise UserError(f"task.path={path}: cannot be read ({first_line(error, 160)})") from error
     if not rows:
         raise UserError(f"task.path={path}: no rows in split {split}")
     missing = [column for column in columns if column not in rows[0]]

@@ -1,4 +1,4 @@
-"""Grading a boxed answer: exact text, or mathematical equivalence by the math-verify library under a time limit that holds."""
+"""Grades a boxed answer: by exact text, or by mathematical equivalence with the math-verify library under a time limit."""
 
 import atexit
 import json
@@ -7,11 +7,11 @@ import subprocess
 import sys
 from functools import lru_cache
 
-from mth.errors import UserError
+from mth.foundations.errors import UserError
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last balanced \\boxed{...} of a text, or of a last `\\boxed 2` without braces; None when there is neither."""
+    """Content of the last \\boxed{...} in a text, or of a last `\\boxed 2` without braces. None if there is none or its braces do not balance."""
     start = text.rfind("\\boxed")
     if start < 0:
         return None
@@ -28,13 +28,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def strict(reply: str, gold: str) -> float:
-    """1 when the boxed text equals the gold answer, spaces at the ends aside: the grader of the published GSM8K run."""
+    """1 if the boxed text equals the gold answer, apart from surrounding spaces. The published GSM8K run used this grader."""
     boxed = last_boxed(reply)
     return float(boxed is not None and boxed.strip() == gold.strip())
 
 
 class MathVerifier:
-    """math-verify in a process of its own, which is killed when an answer takes too long: sympy can hang beyond any signal."""
+    """Runs math-verify in a separate process and kills it if an answer takes too long. sympy can hang without reacting to signals."""
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "mth.tasks.math_worker")) -> None:
         self.command = command
@@ -42,12 +42,12 @@ class MathVerifier:
         atexit.register(self.close)
 
     def grade(self, reply: str, gold: str, timeout: float) -> float:
-        """1 when the last boxed expression of the reply is equivalent to `gold`; 0 for anything else, a timeout (seconds) included."""
+        """1 if the last boxed expression is equivalent to `gold`, else 0. A timeout counts 0. timeout: in seconds."""
         boxed = last_boxed(reply)
         if boxed is None:
             return 0.0
         if self.process is None or self.process.poll() is not None:
-            # In a session of its own: Ctrl-C on the training run must not kill a grade half way and turn it into a 0.
+            # A new session: Ctrl-C on the training run must not kill the worker and turn a correct answer into 0.
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
                 self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True
@@ -73,7 +73,7 @@ class MathVerifier:
         return line
 
     def close(self) -> None:
-        """Kill the worker; the next call starts a new one."""
+        """Kill the worker process. The next call starts a new one."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
@@ -85,5 +85,5 @@ _verifier = MathVerifier()
 
 @lru_cache(maxsize=65536)
 def math_verify(reply: str, gold: str, timeout: float) -> float:
-    """See MathVerifier.grade; answers seen before are not parsed again."""
+    """See MathVerifier.grade. Caches grades."""
     return _verifier.grade(reply, gold, timeout)

@@ -1,11 +1,11 @@
-"""The process behind `graders.MathVerifier`: reads [boxed, gold] as JSON lines, answers 1 or 0, one line each."""
+"""The process of `graders.MathVerifier`. Reads JSON lines [boxed, gold] and writes 1 or 0 for each, one per line."""
 
 import json
 import sys
 
 
 def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not be taken for an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # keeps prints of the library out of the answers
     from math_verify import parse, verify
 
     print("ready", file=answers, flush=True)
@@ -15,7 +15,7 @@ def main() -> None:
             wanted = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
             given = parse(f"\\boxed{{{boxed}}}", parsing_timeout=None)
             same = bool(verify(wanted, given, timeout_seconds=None))
-        except Exception as error:  # any failure of the library counts as a wrong answer
+        except Exception as error:  # an answer that the library cannot handle counts as wrong
             print(error, file=sys.stderr)
             same = False
         print(int(same), file=answers, flush=True)

@@ -1,1 +1,1 @@
-"""Tickets: which entries of a model are trained (sampling) and the flat vector that holds them (ticket)."""
+"""Tickets: masks, the flat vector of active entries, and its gradient. Knows shapes and parameters, but no task and no engine."""

@@ -1,4 +1,4 @@
-"""The ticket: one flat fp32 vector that holds the master copy of the active entries of a model."""
+"""The ticket: one flat fp32 vector with the master copy of a model's active entries."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -7,21 +7,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mth.tickets.sampling import Indices, mask_sha256
+from mth.tickets.indices import Indices, mask_sha256
 
 
 class Ticket:
-    """The trainable part of a model: per tensor the flat indices of its active entries, and `values`, all of them in one fp32 vector.
+    """The trainable part of a model: the flat indices of each tensor's active entries, and the values of all of them in one fp32 vector.
 
     parameters: name -> parameter of the model, tied ones once. indices: name -> sorted flat indices, or None for every entry.
-    `values` is an nn.Parameter of length K for any torch.optim class; its gradient is gathered tensor by tensor during backward, so the
-    dense gradient of the model never exists, and a tensor without active entries gets no gradient at all. Entries outside the ticket
-    cannot change: nothing ever writes to them. `sampled` names the tensors whose gradient mth.tickets.sampled computes at the active entries
-    alone. `base_sha256` names the model the ticket was drawn from, by its values at the active entries.
 
-    dense_norm keeps the dense gradients until `finish_gradient`, because the norm over the whole model needs them: it costs the memory
-    of one full gradient in the model's dtype, and gradients of tensors with no active entry. Micro-batches then add up in that dtype, so in
-    bf16 the result depends a little on their size.
+    `values` is an nn.Parameter [K] for any torch.optim class. Backward gathers its gradient tensor by tensor, so the model's dense gradient
+    never exists as a whole, and a tensor without active entries gets no gradient. Entries outside the ticket cannot change: nothing writes
+    to them. `sampled` names the tensors whose gradient mth.tickets.sampled_gradients computes at the active entries only. `base_sha256`
+    identifies the model that the ticket was drawn from, by its values at the active entries.
+
+    dense_norm: keep the dense gradients until `finish_gradient`, which needs them for the norm over the whole model. This costs the memory
+    of one full gradient in the model's dtype, and computes gradients of tensors without active entries too. Micro-batches then add up in
+    that dtype, so in bf16 the result depends slightly on their size.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], indices: Indices, dense_norm: bool = False) -> None:
@@ -46,22 +47,22 @@ class Ticket:
 
     @property
     def total_parameters(self) -> int:
-        """Entries of the whole model, frozen ones included."""
+        """Number of entries of the whole model, frozen ones included."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     @property
     def active_parameters(self) -> int:
-        """K, the length of `values`."""
+        """K, the number of active entries."""
         return self.values.numel()
 
     @torch.no_grad()
     def read(self) -> torch.Tensor:
-        """The active entries as they stand in the model now, fp32 [K]."""
+        """The active entries as the model holds them now, fp32 [K]."""
         return torch.cat([self._take(name, self.parameters[name].data).float() for name in self.slices])
 
     @torch.no_grad()
     def write(self, values: torch.Tensor | None = None, into: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Copy `values` [K] (default: the ticket's own) into the model, or into other tensors of the same names and shapes."""
+        """Copy `values` [K] (default: the ticket's own) to the model, or to `into`, tensors of the same names and shapes."""
         values = self.values.data if values is None else values
         for name, place in self.slices.items():
             target = (self.parameters if into is None else into)[name].data.view(-1)
@@ -74,7 +75,7 @@ class Ticket:
 
     @contextmanager
     def swapped(self, values: torch.Tensor) -> Iterator[None]:
-        """The model with other values at the active entries, and back: a reference policy without a second copy of the model."""
+        """Within, the model has other values [K] at the active entries: a reference policy without a second copy of the model."""
         self.write(values)
         try:
             yield
@@ -88,7 +89,7 @@ class Ticket:
 
     @torch.no_grad()
     def finish_gradient(self) -> torch.Tensor:
-        """Complete the flat gradient after the last backward; returns the norm that clipping uses (scalar, on the device)."""
+        """Complete the flat gradient after the last backward. Returns the norm that clipping uses, a scalar on the device."""
         assert self.values.grad is not None
         if not self.dense_norm:
             return self.values.grad.norm()
@@ -100,7 +101,7 @@ class Ticket:
         return torch.stack(squares).sum().sqrt()
 
     def memory(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-        """Bytes really allocated per part: values, gradient, index, moments."""
+        """Allocated bytes per part: values, gradient, index, moments."""
         assert self.values.grad is not None
         state = optimizer.state.get(self.values, {})
         moments = [t for t in state.values() if isinstance(t, torch.Tensor) and t.numel() == self.values.numel()]
@@ -117,13 +118,13 @@ class Ticket:
 
     def _gather(self, name: str, parameter: nn.Parameter) -> None:
         assert self.values.grad is not None
-        if parameter.grad is None:  # autograd calls hooks also where a function gave no gradient
+        if parameter.grad is None:  # autograd calls the hook even if a function returned no gradient
             return
         self.values.grad[self.slices[name]] += self._take(name, parameter.grad)
         parameter.grad = None
 
     def _attach(self) -> None:
-        """Gather and free each gradient as soon as autograd has finished it; tensors with k = 0 take no part in backward."""
+        """Gather and free each gradient as soon as autograd has it. Tensors without active entries take no part in backward."""
         for name, parameter in self.parameters.items():
             place = self.slices[name]
             parameter.requires_grad_(self.dense_norm or place.stop > place.start)

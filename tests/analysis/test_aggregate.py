@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from mth.analysis import runs as module
-from mth.analysis.aggregate import bootstrap, curve, last, points, run_table, successes, tidy
-from mth.analysis.runs import Collection, Run, merged, read_folder, read_mlflow
-from mth.config import identity, to_plain
-from mth.errors import UserError
-from mth.report import report
-from mth.tracking import Entry, MlflowWriter, Tracker
+from mth.analysis import sources
+from mth.analysis.aggregate import bootstrap_interval, last_value, mean_curve, points, run_table, successes, tidy_frame
+from mth.analysis.collection import Collection, Run, merged
+from mth.analysis.page import report
+from mth.analysis.sources import read_folder, read_mlflow
+from mth.config.identity import identity
+from mth.config.stored import to_plain
+from mth.foundations.errors import UserError
+from mth.runs.journal import Entry
+from mth.runs.mlflow import MlflowWriter, Tracker
+from mth.runs.summary import Summary
 from tests.conftest import make_config
 
 KEY = "eval/arithmetic/pass_at_1"
@@ -47,7 +51,7 @@ def test_a_folder_with_everything_that_goes_wrong(tmp_path):
     assert table.loc[0, "run"] == "a"
     assert collection.repeats == {identity(make_config(mask_seed=0)): ["again"]}
     assert len(collection.problems) == 1 and "damaged" in collection.problems[0]
-    assert last(next(run for run in collection.runs if run.name == "d"), KEY) == 0.8  # the line written last
+    assert last_value(next(run for run in collection.runs if run.name == "d"), KEY) == 0.8  # the line written last
     frame = points(collection.runs)
     assert not frame.duplicated(["run", "step", "metric"]).any()
 
@@ -82,7 +86,7 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
         read_mlflow("other", uri)
     page = report(["mth"], tmp_path / "report", uri, "pass_at_1", False).read_text()
     assert "MLflow experiment mth: 1 collapsed" in page and "entropy" in page and runs[0].name in page
-    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sources, "LOCK_TIMEOUT_S", 0.1)
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
@@ -92,7 +96,7 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
 
 def run_of(name, values, seed=0):
     config = make_config(mask_seed=seed)
-    return Run(name, config, identity(config), "finished", "", "", {}, [Entry(s, 0, {KEY: v}) for s, v in values])
+    return Run(name, config, identity(config), "finished", "", "", Summary(), [Entry(s, 0, {KEY: v}) for s, v in values])
 
 
 def test_runs_of_one_name_stay_two():
@@ -106,10 +110,11 @@ def test_six_hundred_thousand_points():
     names = [f"metric/{i}" for i in range(30)]
     config = make_config()
     runs = [
-        Run(f"r{r}", config, "", "finished", "", "", {}, [Entry(s, 0, dict.fromkeys(names, 0.5)) for s in range(100)]) for r in range(200)
+        Run(f"r{r}", config, "", "finished", "", "", Summary(), [Entry(s, 0, dict.fromkeys(names, 0.5)) for s in range(100)])
+        for r in range(200)
     ]
     start = time.process_time()
-    frame = tidy(runs)
+    frame = tidy_frame(runs)
     assert len(frame) == 600_000
     assert {"run", "model", "sparsity", "mask_seed", "lr", "step", "metric", "value"} <= set(frame.columns)
     assert frame.groupby("run", observed=True)["value"].count().eq(3000).all()
@@ -117,11 +122,11 @@ def test_six_hundred_thousand_points():
 
 
 def test_means_and_bands_over_runs_of_different_length():
-    band = curve([run_of("a", [(0, 0.5), (10, 0.7)]), run_of("b", [(0, 0.5), (10, 0.9), (20, 1.0)]), run_of("c", [])], KEY)
+    band = mean_curve([run_of("a", [(0, 0.5), (10, 0.7)]), run_of("b", [(0, 0.5), (10, 0.9), (20, 1.0)]), run_of("c", [])], KEY)
     assert band["mean"].tolist() == pytest.approx([0.5, 0.8, 1.0])
     assert band["count"].tolist() == [2, 2, 1]
     assert band["std"].tolist()[1] == pytest.approx(np.std([0.7, 0.9], ddof=1))
-    assert curve([run_of("c", [])], KEY).empty
+    assert mean_curve([run_of("c", [])], KEY).empty
 
 
 def test_success_is_full_training_minus_one_std():
@@ -134,7 +139,7 @@ def test_success_is_full_training_minus_one_std():
 
 def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
     random = np.random.default_rng(1)
-    covered = [low <= 0 <= high for low, high in (bootstrap(random.normal(size=20)) for _ in range(200))]
+    covered = [low <= 0 <= high for low, high in (bootstrap_interval(random.normal(size=20)) for _ in range(200))]
     assert 0.86 < np.mean(covered) <= 0.99
-    assert bootstrap([1.0, 2.0, 3.0]) == bootstrap([1.0, 2.0, 3.0])
-    assert np.isnan(bootstrap([1.0])).all()
+    assert bootstrap_interval([1.0, 2.0, 3.0]) == bootstrap_interval([1.0, 2.0, 3.0])
+    assert np.isnan(bootstrap_interval([1.0])).all()

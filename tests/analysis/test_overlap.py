@@ -7,24 +7,25 @@ import pytest
 
 from mth.analysis import overlap as module
 from mth.analysis.overlap import Mask, expected_jaccard, overlap, shared_entries
-from mth.config import Budget, MaskConfig, MaskFamily
-from mth.errors import UserError
-from mth.tickets.sampling import sample_mask
+from mth.config.choices import Budget
+from mth.config.schema import MaskConfig
+from mth.foundations.errors import UserError
+from mth.tickets.masks import sample_mask
 
 SHAPES = {"model.layers.0.a": (50, 40), "model.layers.0.b": (50,), "model.layers.1.a": (50, 40), "embed": (3000,)}
 
 
 def as_sets(mask):
-    indices = sample_mask(SHAPES, mask.options, mask.percent, mask.seed, weights=lambda name: np.arange(np.prod(SHAPES[name])) * 1.0)
+    indices = sample_mask(SHAPES, mask.config, mask.percent, mask.seed, weights=lambda name: np.arange(np.prod(SHAPES[name])) * 1.0)
     return {name: set(range(int(np.prod(SHAPES[name])))) if index is None else set(index.tolist()) for name, index in indices.items()}
 
 
 @pytest.mark.parametrize("chunk", [7, 1000, 2**22])
 def test_counts_equal_those_of_sets_for_every_family_pair_and_tensor(monkeypatch, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK_ENTRIES", chunk)
     masks = [Mask(seed, percent) for seed, percent in itertools.product((0, 10, 42), (60.0, 90.0))]
-    masks += [Mask(1, 0.0), Mask(2, 90, MaskConfig(MaskFamily.first_layer)), Mask(2, 90, MaskConfig(MaskFamily.magnitude))]
-    masks += [Mask(2, 90, MaskConfig(MaskFamily.last_layer, Budget.whole_layer))]
+    masks += [Mask(1, 0.0), Mask(2, 90, MaskConfig("first_layer")), Mask(2, 90, MaskConfig("magnitude"))]
+    masks += [Mask(2, 90, MaskConfig("last_layer", Budget.whole_layer))]
     result = overlap(SHAPES, masks, weights=lambda name: np.arange(np.prod(SHAPES[name])) * 1.0)
     sets = [as_sets(mask) for mask in masks]
     for t, name in enumerate(SHAPES):

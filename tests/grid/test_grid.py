@@ -10,22 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from mth import provenance, runs
-from mth.cells import check, expand
-from mth.config import identity
-from mth.errors import UserError
+from mth.config.cells import cells_of, read_command
+from mth.config.identity import identity
+from mth.config.launchers import launcher_settings
+from mth.foundations import provenance
+from mth.foundations.errors import UserError
+from mth.foundations.paths import TINY_MODEL
+from mth.foundations.signals import listen
 from mth.grid import launch, local, slurm
-from mth.grid.launch import choose
 from mth.grid.local import slots
-from mth.grid.plan import memory_estimate, model_facts
-from mth.grid.record import Entry, Grid, hold_launcher, log_event, read_grid
+from mth.grid.memory import facts_of_models, memory_estimate
+from mth.grid.placement import place_cells
+from mth.grid.record import Grid, GridCell, hold_launcher, log_event, read_grid
 from mth.grid.show import table
 from mth.grid.state import cell_states
-from mth.launchers import launcher_settings
-from mth.runs import claim, runs_of
-from mth.signals import listen
-from mth.tracking import default_uri, mlflow_client, read_journal
-from tests.conftest import make_config
+from mth.runs import lock as runs
+from mth.runs.journal import read_journal
+from mth.runs.lock import lock_run
+from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.search import find_runs
+from tests.conftest import claim, make_config, model_with_damaged_weights
 
 SMALL = [
     "task=arithmetic",
@@ -64,27 +68,27 @@ def states(folder):
 def entry_of(folder, name, found="new", **launcher):
     settings = launcher_settings({"kind": launcher.get("kind", "local")})
     (folder / name).mkdir(parents=True, exist_ok=True)
-    return Entry(name, folder / name, [], name, settings, found, 5, ["arithmetic"])
+    return GridCell(name, folder / name, [], name, settings, found, 5, ["arithmetic"])
 
 
 # Before anything runs
 
 
 def test_cells_of_a_command_line_with_numbers_ranges_and_an_experiments_own_sweep(tmp_path, monkeypatch):
-    many, cells, _ = expand(["-m", "sparsity=99,99.9", "mask_seed=range(0,3)"])
+    many, cells, _ = read_command(["-m", "sparsity=99,99.9", "mask_seed=range(0,3)"])
     assert many and len(cells) == 6
     assert cells[0] == ["sparsity.percent=99", "mask_seed=0"]
-    assert expand(["sparsity=99"])[0] is False
+    assert read_command(["sparsity=99"])[0] is False
     conf = tmp_path / "conf"
     subprocess.run(["cp", "-r", provenance.PACKAGE.parent / "conf", conf], check=True)
     (conf / "experiment" / "swept.yaml").write_text(
         "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      sparsity.percent: 99,100\n"
     )
-    monkeypatch.setattr("mth.compose.conf_dir", lambda: conf)
-    many, cells, _ = expand(["experiment=swept", "mask_seed=0,1"])
+    monkeypatch.setattr("mth.config.compose.conf_dir", lambda: conf)
+    many, cells, _ = read_command(["experiment=swept", "mask_seed=0,1"])
     assert many and len(cells) == 4
     with pytest.raises(UserError, match=r"sparsity.percent=100 .*in the cell sparsity.percent=100"):
-        check(["experiment=swept"])
+        cells_of(["experiment=swept"])
 
 
 def test_interpolations_on_the_command_line_are_resolved_in_every_cell():
@@ -95,15 +99,15 @@ def test_interpolations_on_the_command_line_are_resolved_in_every_cell():
         "hydra/launcher=slurm",
         "hydra.launcher.timeout_min=${train.steps}",
     ]
-    cells = check(arguments)
+    cells = cells_of(arguments)
     assert [(cell.config.eval.every, cell.launcher["timeout_min"]) for cell in cells] == [(300, 300), (400, 400)]
 
 
 def test_plan_launches_nothing_and_knows_what_is_there(tmp_path):
-    config = check([*SMALL, "mask_seed=1"])[0].config
-    claim(tmp_path / "multirun" / "old", config).close()
+    config = cells_of([*SMALL, "mask_seed=1"])[0].config
+    claim(tmp_path / "multirun" / "old", config)
     (tmp_path / "multirun" / "old" / "summary.json").write_text('{"status": "finished"}')
-    claim(tmp_path / "multirun" / "half", check([*SMALL, "mask_seed=2"])[0].config).close()
+    claim(tmp_path / "multirun" / "half", cells_of([*SMALL, "mask_seed=2"])[0].config)
     before = sorted(tmp_path.rglob("*"))
     shown = mth("grid", "plan", "mask_seed=0,1,2", *SMALL, cwd=tmp_path).stdout
     assert sorted(tmp_path.rglob("*")) == before
@@ -116,8 +120,8 @@ def test_plan_launches_nothing_and_knows_what_is_there(tmp_path):
 
 def test_memory_estimate_grows_with_what_it_depends_on():
     def estimate(*overrides):
-        (cell,) = check(list(overrides))
-        return memory_estimate(cell.config, model_facts([cell])[repr(cell.config.model)])
+        (cell,) = cells_of(list(overrides))
+        return memory_estimate(cell.config, facts_of_models(cell.config.model, {}))
 
     sparse, full = estimate("sparsity=99"), estimate("sparsity=0")
     assert sparse["ticket"] == 17_881 * 20
@@ -128,29 +132,28 @@ def test_memory_estimate_grows_with_what_it_depends_on():
 
 
 def test_identity_decides_what_is_run_again(tmp_path):
-    cells = check(["-m", "mask_seed=0,1,2", *SMALL])
+    cells = cells_of(["-m", "mask_seed=0,1,2", *SMALL])
     root = tmp_path / "multirun"
     for name, cell, status in (("a", cells[0], "finished"), ("b", cells[1], "failed")):
-        claim(root / name, cell.config).close()
+        claim(root / name, cell.config)
         (root / name / "summary.json").write_text(json.dumps({"status": status}))
-    assert [(e.found, e.dir) for e in choose(cells, root / "new", root)] == [
+    assert [(e.found, e.dir) for e in place_cells(cells, root / "new", root)] == [
         ("finished", root / "a"),
         ("continued", root / "b"),
         ("new", root / "new" / "2-s99.0-m2"),
     ]
-    held = claim(root / "b", cells[1].config)
-    assert [e.found for e in choose(cells, root / "new", root)] == ["finished", "busy", "new"]
-    held.close()
-    moved = check(["-m", "mask_seed=0", *SMALL, "tracker=mlflow", "run_dir=elsewhere", "checkpoints.every=1", "rollout.url=http://n7:1"])
-    assert choose(moved, root / "new", root)[0].found == "finished"
-    forced = check(["-m", "mask_seed=0", *SMALL, "force=true"])
-    assert choose(forced, root / "new", root)[0].found == "new"
-    twins = check(["-m", "lr=5e-3,0.005", *SMALL])
-    assert [e.found for e in choose(twins, root / "new", root)] == ["finished"]
-    other = check(["-m", "mask_seed=9", *SMALL])
-    claim(root / "new" / "0-s99.0-m9", make_config(mask_seed=5)).close()
+    with lock_run(root / "b", cells[1].config):
+        assert [e.found for e in place_cells(cells, root / "new", root)] == ["finished", "busy", "new"]
+    moved = cells_of(["-m", "mask_seed=0", *SMALL, "tracker=mlflow", "run_dir=elsewhere", "checkpoints.every=1", "rollout.url=http://n7:1"])
+    assert place_cells(moved, root / "new", root)[0].found == "finished"
+    forced = cells_of(["-m", "mask_seed=0", *SMALL, "force=true"])
+    assert place_cells(forced, root / "new", root)[0].found == "new"
+    twins = cells_of(["-m", "lr=5e-3,0.005", *SMALL])
+    assert [e.found for e in place_cells(twins, root / "new", root)] == ["finished"]
+    other = cells_of(["-m", "mask_seed=9", *SMALL])
+    claim(root / "new" / "0-s99.0-m9", make_config(mask_seed=5))
     with pytest.raises(UserError, match="belongs to another configuration"):
-        choose(other, root / "new", root)
+        place_cells(other, root / "new", root)
 
 
 def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(tmp_path, monkeypatch):
@@ -160,7 +163,7 @@ def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(t
     def fake(grid, entries, detach):
         started.append([entry.name for entry in entries])
         for entry in entries:
-            claim(entry.dir, check([*entry.overrides])[0].config).close()
+            claim(entry.dir, cells_of([*entry.overrides])[0].config)
             entry.dir.joinpath("journal.jsonl").write_text(
                 json.dumps({"step": 2, "time": 1, "metrics": {"eval/arithmetic/pass_at_1": 0.5}}) + "\n"
             )
@@ -170,14 +173,14 @@ def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(t
 
     monkeypatch.setattr(launch, "start", fake)
     with pytest.raises(UserError, match=r"1 of 2 cells did not finish.*\n  1-s99.0-m1: interrupted"):
-        launch.launch(check(["-m", "mask_seed=0,1", *SMALL]), folder)
+        launch.launch(cells_of(["-m", "mask_seed=0,1", *SMALL]), folder)
     forward = ["-m", "mask_seed=7,0", *SMALL]
     with pytest.raises(UserError, match="1 of 2 cells did not finish"):
-        launch.launch(check(forward), folder)
-    assert launch.launch(check(["-m", "mask_seed=0", *SMALL]), folder) == [0.5]
-    launch.launch(check(["-m", "mask_seed=0", "lr=1e-3", *SMALL]), folder)  # another cell of the same number, level and seed
+        launch.launch(cells_of(forward), folder)
+    assert launch.launch(cells_of(["-m", "mask_seed=0", *SMALL]), folder) == [0.5]
+    launch.launch(cells_of(["-m", "mask_seed=0", "lr=1e-3", *SMALL]), folder)  # another cell of the same number, level and seed
     assert started == [["0-s99.0-m0", "1-s99.0-m1"], ["0-s99.0-m7"], [], ["0-s99.0-m0-2"]]
-    assert [(e.name, e.dir.name) for e in read_grid(folder).entries] == [
+    assert [(e.name, e.dir.name) for e in read_grid(folder).cells] == [
         ("1-s99.0-m1", "1-s99.0-m1"),
         ("0-s99.0-m7", "0-s99.0-m7"),
         ("0-s99.0-m0", "0-s99.0-m0"),
@@ -187,9 +190,9 @@ def test_a_second_command_in_a_grids_folder_adds_its_cells_and_runs_only_those(t
 
 def test_a_continued_cell_takes_todays_tracker_and_a_grid_of_two_launchers_starts_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (before,) = check(["-m", "mask_seed=0", *SMALL])
-    claim(tmp_path / "old" / "a", before.config).close()
-    now = check(["-m", "mask_seed=0", *SMALL, "tracker.uri=http://n7:5000"])
+    (before,) = cells_of(["-m", "mask_seed=0", *SMALL])
+    claim(tmp_path / "old" / "a", before.config)
+    now = cells_of(["-m", "mask_seed=0", *SMALL, "tracker.uri=http://n7:5000"])
     grid = launch.prepare(now, tmp_path / "new", tmp_path)
     assert "uri: http://n7:5000" in (tmp_path / "old" / "a" / "config.yaml").read_text()
     calls = []
@@ -200,7 +203,7 @@ def test_a_continued_cell_takes_todays_tracker_and_a_grid_of_two_launchers_start
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    claim(tmp_path, make_config()).close()
+    claim(tmp_path, make_config())
 
     def refuse(handle, operation):
         raise OSError(38, "Function not implemented")
@@ -208,23 +211,23 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     assert not runs.is_locked(tmp_path)
     with pytest.raises(UserError, match="has no locks"):
-        runs.lock(tmp_path)
+        runs.lock_folder(tmp_path)
 
 
 def test_runs_are_found_by_identity_only(tmp_path):
     config, other = make_config(), make_config(optimizer={"beta2": 0.9})  # differ only in what is not compared first
-    claim(tmp_path / "a", config).close()
-    claim(tmp_path / "b", other).close()
+    claim(tmp_path / "a", config)
+    claim(tmp_path / "b", other)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.yaml").write_text("{cut")
-    assert runs_of([tmp_path, tmp_path], [config]) == {identity(config): [tmp_path / "a"]}
+    assert find_runs([tmp_path, tmp_path], [config])[0] == {identity(config): [tmp_path / "a"]}
 
 
 def test_a_snapshot_is_the_package_and_is_made_once(tmp_path):
     place = provenance.snapshot(tmp_path / "code")
     assert provenance.snapshot(tmp_path / "code") == place
     assert [p.name for p in (tmp_path / "code").iterdir()] == [place.name]
-    code = "import mth.provenance as p; print(p.PACKAGE); print(p.code_version()['commit'])"
+    code = "import mth.foundations.provenance as p; print(p.PACKAGE); print(p.code_version()['commit'])"
     environment = os.environ | {"PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"}
     said = subprocess.run([sys.executable, "-c", code], cwd=provenance.PACKAGE.parent, env=environment, capture_output=True, text=True)
     package, commit = said.stdout.split()
@@ -265,7 +268,7 @@ def test_states_from_files_alone(tmp_path, monkeypatch):
     assert (found["cancelled"][0], found["saved"][0]) == ("cancelled", "cancelled")
     assert found["new"] == ("new", "")
     assert found["gone"][0] == "killed"  # a job that nobody remembers
-    with hold_launcher(tmp_path), claim(tmp_path / "new", make_config()):
+    with hold_launcher(tmp_path), lock_run(tmp_path / "new", make_config()):
         assert states(tmp_path)["new"] == "running"
     log_event(tmp_path, "submitted", cells=["stopped"], jobs={})
     assert states(tmp_path)["stopped"] == "interrupted"
@@ -302,7 +305,7 @@ def test_waiting_outlives_a_slurm_that_does_not_answer(tmp_path, monkeypatch):
 
 def test_a_launcher_of_another_machine_is_not_signalled_here(tmp_path, monkeypatch):
     grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")])
-    monkeypatch.setattr("mth.grid.record.host", lambda: "n7")
+    monkeypatch.setattr("mth.grid.record.host_name", lambda: "n7")
     with hold_launcher(tmp_path), pytest.raises(UserError, match="its launcher runs on n7; cancel it there"):
         launch.cancel(grid)
 
@@ -311,7 +314,7 @@ def test_a_grid_can_be_moved(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     Grid(old, tmp_path, old / "code", {}, "", [entry_of(old, "a")]).write()
     old.rename(new)
-    assert read_grid(new).entries[0].dir == new / "a"
+    assert read_grid(new).cells[0].dir == new / "a"
     with pytest.raises(UserError, match="not the folder of a grid"):
         read_grid(tmp_path)
 
@@ -363,7 +366,7 @@ def test_signals_inside_and_outside_a_job(monkeypatch):
         assert (requests.save, requests.stop) == (True, False)  # SLURM kills or requeues by itself
         os.kill(os.getpid(), signal.SIGUSR2)
         assert (requests.stop, requests.requeue, called) == (True, True, [])
-        requests.kept(signal.SIGUSR2, None)
+        requests.previous_handler(signal.SIGUSR2, None)
         assert called == [signal.SIGUSR2]
     finally:
         for number, handler in kept.items():
@@ -375,13 +378,10 @@ def test_signals_inside_and_outside_a_job(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two cells side by side, one of which cannot read its rows."""
+    """Two cells side by side, one of which cannot load its weights."""
     folder = tmp_path_factory.mktemp("user")
-    rows = folder / "names.jsonl"
-    rows.write_text("".join(json.dumps({"names": [f"Ann{chr(97 + i)} Bo{chr(97 + j)}" for j in range(8)]}) + "\n" for i in range(26)))
-    (folder / "broken.jsonl").write_text('{"other": 1}\n')
-    paths = f"task.path={rows},{folder / 'broken.jsonl'}"
-    arguments = ["-m", paths, *SMALL, "task=alphabet_sort", "tracker=mlflow", "tracker.uri=http://127.0.0.1:9", "hydra.launcher.jobs=2"]
+    paths = f"model.path={TINY_MODEL},{model_with_damaged_weights(folder / 'broken')}"
+    arguments = ["-m", paths, "model.lr_table=tiny", *SMALL, "tracker=mlflow", "tracker.uri=http://127.0.0.1:9", "hydra.launcher.jobs=2"]
     result = mth("train", *arguments, f"run_dir={folder}/multirun/two", cwd=folder, check=False)
     return folder / "multirun" / "two", result
 
@@ -390,7 +390,7 @@ def test_a_failing_cell_is_named_and_the_rest_completes(finished):
     grid, result = finished
     assert result.returncode == 2
     assert "1 of 2 cells did not finish" in result.stderr
-    assert "column names is missing" in result.stderr
+    assert "weights cannot be loaded" in result.stderr
     assert f"log: {Path('multirun/two/1-s99.0-m0/log.txt')}" in result.stderr
     assert "Traceback" not in result.stderr
     assert "Traceback" in (grid / "1-s99.0-m0" / "log.txt").read_text()
@@ -459,7 +459,7 @@ def test_ctrl_c_twice_does_not_wait_for_the_cells_which_save_all_the_same(tmp_pa
     first = folder / "0-s99.0-m0"
     until(lambda: len(read_journal(first)) > 1, "the first step")
     launcher.send_signal(signal.SIGINT)
-    while "once more ends at once" not in launcher.stderr.readline():
+    while "send it again to end at once" not in launcher.stderr.readline():
         pass
     launcher.send_signal(signal.SIGINT)
     _, said = launcher.communicate(timeout=60)
@@ -484,7 +484,7 @@ def test_commands_say_what_is_wrong_in_one_line(tmp_path):
         (["status"], "give the grid's folder"),
         (["plot", tmp_path], "no such command; choose one of plan"),
         (["sync", tmp_path], "no run with a journal.jsonl below it"),
-        (["plan", "sparsity=100"], "sparsity.percent=100 must lie in [0, 100)"),
+        (["plan", "sparsity=100"], "sparsity.percent=100 must be in [0, 100)"),
         (["plan", "task.path=null,gone.jsonl"], "task.path=gone.jsonl does not exist (in the cell task.path=gone.jsonl)"),
         (["plan", "eval.paths.gsm8k=/gone"], "eval.paths.gsm8k=/gone does not exist"),
         (["resume", grid, "lr=1"], "lr=1: a grid's cells are as they were launched"),

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mth.foundations.paths import TINY_MODEL
 from mth.grid.record import read_events, read_grid
 from mth.grid.slurm import log_path
 from mth.grid.state import cell_states
-from mth.tracking import default_uri, mlflow_client, read_journal
+from mth.runs.journal import read_journal
+from mth.runs.mlflow import default_uri, mlflow_client
+from tests.conftest import model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -122,7 +125,7 @@ def test_a_grid_is_one_array_tracked_flat_with_one_base_evaluation(grid):
     assert len(list((grid / "base").glob("*.json"))) == 1
     logs = [path.read_text() for path in (grid / "slurm").glob("*_log.out")]
     assert sum("evaluation read from" in log for log in logs) == 5
-    bases = {json.dumps(read_journal(entry.dir)[0].metrics["eval/arithmetic/reward"]) for entry in read_grid(grid).entries}
+    bases = {json.dumps(read_journal(entry.dir)[0].metrics["eval/arithmetic/reward"]) for entry in read_grid(grid).cells}
     assert len(bases) == 1
 
 
@@ -138,7 +141,7 @@ def test_a_second_launch_skips_everything_and_a_larger_one_runs_the_rest(grid):
 
 
 def test_a_job_requeued_after_its_end_does_nothing(grid):
-    entry = read_grid(grid).entries[0]
+    entry = read_grid(grid).cells[0]
     job = read_events(grid)[0]["jobs"][entry.name]
     before = (entry.dir / "summary.json").stat().st_mtime_ns, last_step(entry.dir)
     subprocess.run(["scontrol", "requeue", job], check=True)
@@ -176,17 +179,15 @@ def test_edits_while_jobs_queue_change_nothing(cluster, tmp_path):
     recipe.write_text(recipe.read_text().replace("lr", "nothing"))
     subprocess.run(["scontrol", "release", f"jobname=mth-{folder.name}"], check=True)
     until(lambda: set(states(folder).values()) == {"finished"}, "the edited grid")
-    assert {last_step(entry.dir) for entry in read_grid(folder).entries} == {2}
+    assert {last_step(entry.dir) for entry in read_grid(folder).cells} == {2}
 
 
 def test_failures_are_listed_the_rest_completes_and_resume_runs_what_is_left(cluster, tmp_path):
-    """One cell cannot read its data, one is killed with SIGKILL, and the launcher is killed as well."""
-    rows = tmp_path / "names.jsonl"
-    rows.write_text("".join(json.dumps({"names": [f"Ann{chr(97 + i)} Bo{chr(97 + j)}" for j in range(8)]}) + "\n" for i in range(26)))
-    (tmp_path / "broken.jsonl").write_text('{"other": 1}\n')
+    """One cell cannot load its weights, one is killed with SIGKILL, and the launcher is killed as well."""
+    models = f"model.path={TINY_MODEL},{model_with_damaged_weights(tmp_path / 'broken')}"
     folder = tmp_path / "multirun" / "failing"
     arguments = [
-        *("-m", f"task.path={rows},{tmp_path / 'broken.jsonl'}", "mask_seed=0,1", *SMALL, f"run_dir={folder}"),
+        *("-m", models, "model.lr_table=tiny", "mask_seed=0,1", *SMALL, f"run_dir={folder}"),
         *("task=alphabet_sort", "train.steps=25", "collapse.window=1000", "checkpoints.every=1", "rollout.max_tokens=48"),
     ]
     launcher = subprocess.Popen([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -201,18 +202,18 @@ def test_failures_are_listed_the_rest_completes_and_resume_runs_what_is_left(clu
     assert [found[name] for name in sorted(found)] == ["failed", "finished", "failed", "failed"]
     until(lambda: set(map(tuple, sacct(folder).values())) == {("COMPLETED",), ("FAILED",)}, "accounting")
     table = mth("grid", "status", folder, cwd=tmp_path).stdout
-    assert "column names is missing" in table
+    assert "weights cannot be loaded" in table
     assert "SLURM: failed" in table
     # An empty file: SLURM's commands wait a minute each for one that is missing.
     forgotten = mth("grid", "status", folder, cwd=tmp_path, SLURM_CONF="/dev/null").stdout
     assert "killed" in forgotten and "finished" in forgotten
-    broken = next(path for path in (folder / "slurm").glob("*_log.out") if "column names is missing" in path.read_text())
+    broken = next(path for path in (folder / "slurm").glob("*_log.out") if "weights cannot be loaded" in path.read_text())
     assert "Traceback" in broken.read_text()
 
     resumed = mth("grid", "resume", folder, "hydra.launcher.timeout_min=30", cwd=tmp_path, check=False)
     assert resumed.returncode == 2
     assert "2 of 4 cells did not finish" in resumed.stderr
-    assert resumed.stderr.count("column names is missing") == 2
+    assert resumed.stderr.count("weights cannot be loaded") == 2
     assert states(folder)["0-s99.0-m0"] == "finished"
     assert [entry.step for entry in read_journal(killed)] == list(range(26))
     assert starts(killed) == 2
@@ -225,8 +226,8 @@ def test_signals_time_limits_preemption_and_lost_nodes_requeue_and_resume(cluste
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30"]
     mth("train", "-m", "mask_seed=0", *LONG, *limits, f"run_dir={limited}", cwd=tmp_path)
     mth("train", "-m", "mask_seed=1,2,3", *LONG, "hydra.launcher.partition=low", f"run_dir={low}", cwd=tmp_path)
-    by_limit = read_grid(limited).entries[0].dir
-    by_signal, by_preemption, by_node = (entry.dir for entry in read_grid(low).entries)
+    by_limit = read_grid(limited).cells[0].dir
+    by_signal, by_preemption, by_node = (entry.dir for entry in read_grid(low).cells)
     everyone = (by_limit, by_signal, by_preemption, by_node)
     until(lambda: all(last_step(run) >= 2 for run in everyone), "the first steps of all four")
     runs = {run: json.loads((run / "run.json").read_text()) for run in everyone}

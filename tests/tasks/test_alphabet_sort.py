@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-from mth.config import TaskConfig
-from mth.tasks import BUILDERS, alphabet_sort
+from mth.config.schema import TaskConfig
+from mth.tasks import alphabet_sort, build_task
 from mth.tasks.alphabet_sort import Draw, Shape, build_episodes, score, split_name, truths, turn_reward, user_turns
 from mth.tasks.base import Episode
+from tests.tasks.rows import write_rows
 
 ROWS = [["Ada Lovelace", "Alan Turing", "Ada Lovelace", "Grace Hopper", "Kurt Goedel", "Emmy Noether", "John von Neumann", "Max Born"]]
 
@@ -106,10 +107,10 @@ def test_episode_reward_is_the_mean_and_missing_turns_count_zero():
 
 
 def test_held_out_split_is_disjoint_and_optional():
-    task = BUILDERS["alphabet_sort"](TaskConfig(train_rows=200))
+    task = build_task(TaskConfig(train_rows=200))
     assert not {e.uid for e in task.train} & {e.uid for e in task.eval}
     assert task.eval
-    shared = BUILDERS["alphabet_sort"](TaskConfig(train_rows=200, holdout=False))
+    shared = build_task(TaskConfig(train_rows=200, holdout=False))
     assert shared.train == shared.eval
 
 
@@ -117,3 +118,14 @@ def test_shipped_names_are_unambiguous():
     for row in alphabet_sort.embedded_rows(50, Shape()):
         first, last = zip(*(name.split() for name in row), strict=True)
         assert len(set(first)) == len(set(last)) == len(row)
+
+
+def test_alphabet_sort_has_the_rows_asked_for():
+    task = build_task(TaskConfig(train_rows=64))
+    assert (len(task.train), len(task.eval)) == (64, 1024)
+
+
+def test_names_file_for_alphabet_sort(tmp_path):
+    write_rows(tmp_path / "names.jsonl", [{"names": [f"A{c} B{c}" for c in "abcdefghijkl"]} for _ in range(10)])
+    task = build_task(TaskConfig(path=str(tmp_path / "names.jsonl")))
+    assert len(task.train) + len(task.eval) == 10

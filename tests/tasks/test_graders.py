@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mth.errors import UserError
+from mth.foundations.errors import UserError
 from mth.tasks.graders import MathVerifier, last_boxed, math_verify, strict
 
 GOLD = (Path(__file__).parents[1] / "data" / "gsm8k_test_gold.txt").read_text().split()

@@ -5,17 +5,17 @@ import copy
 import pytest
 import torch
 
-from mth.config import MaskFamily, OptimizerConfig
-from mth.policy import model_parameters
-from mth.tickets.sampling import sample_mask
+from mth.config.schema import OptimizerConfig
+from mth.tickets.draw import model_parameters
+from mth.tickets.masks import sample_mask
+from mth.tickets.optimizer import build_optimizer
 from mth.tickets.ticket import Ticket
-from mth.update import build_optimizer
 
 
 def ticket_of(model, percent, dense_norm=False, seed=0):
     parameters = model_parameters(model)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    return Ticket(parameters, sample_mask(shapes, MaskFamily.random, percent, seed), dense_norm)
+    return Ticket(parameters, sample_mask(shapes, "random", percent, seed), dense_norm)
 
 
 def batch(model, seed):

@@ -1,1 +1,0 @@
-"""GRPO as pure functions on tensors: advantages, loss, log-probabilities, and the rule for collapse."""

@@ -1,0 +1,49 @@
+"""Rules across keys, checked before anything is loaded. Ranges of single keys are on the fields of the schema."""
+
+import re
+from typing import Any
+
+from mth.config.choices import ClipNorm, WeightGradient
+from mth.config.learning_rates import RATES
+from mth.config.options import options
+from mth.foundations.errors import require
+
+
+def check_rules(config: Any) -> None:
+    """Check what one key alone cannot show. config: a Config. Raises UserError naming the key and the remedy."""
+    c = config
+    size, group = c.train.batch_size, c.rollout.group_size
+    require(size % group == 0, f"train.batch_size={size} must be a multiple of rollout.group_size={group}")
+    for low, high in (("min_turns", "max_turns"), ("min_names", "max_names")):
+        least, most = getattr(c.task, low), getattr(c.task, high)
+        require(most >= least, f"task.{high}={most} must be at least task.{low}={least}")
+    for name in c.eval.paths:
+        require(name in options("task"), f"eval.paths.{name} is unknown; choose from {', '.join(options('task'))}")
+    require(c.mask.budget is None or "layer" in c.mask.family, "mask.budget belongs to mask=first_layer and mask=last_layer")
+    require(c.mask.magnitude is None or c.mask.family == "magnitude", "mask.magnitude belongs to mask=magnitude")
+    require(
+        not (c.optimizer.clip_norm is ClipNorm.dense and c.optimizer.weight_gradient is WeightGradient.sampled),
+        "optimizer.clip_norm=dense needs whole gradients: leave optimizer.weight_gradient at auto",
+    )
+    require(re.match(r"https?://\w", c.rollout.url) is not None, f"rollout.url={c.rollout.url} must be like http://127.0.0.1:8711")
+    device = c.model.device
+    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is not None, f"model.device={device} must be auto, cpu or cuda[:N]")
+
+
+def check_trainable(config: Any) -> None:
+    """Raises UserError if the configuration can be evaluated but not trained."""
+    c = config
+    require(
+        c.lr.value is not None,
+        f"model.path={c.model.path} has no learning rates; give lr=... or model.lr_table= one of {', '.join(RATES)}",
+    )
+    require(c.task.train_rows > 0, f"task={c.task.name} has no training rows; train another task with eval.tasks=[{c.task.name}]")
+    require(c.checkpoint is None, "checkpoint= belongs to mth.evaluate; to continue a run give its run_dir=, or resume=true")
+
+
+def check_context(config: Any, limit: int) -> None:
+    """Raises UserError if a reply alone fills the model's context of `limit` tokens. Prompts are checked before they are generated from."""
+    if config.rollout.engine != "hf":
+        limit = min(limit, config.rollout.context or limit)
+    for key, tokens in (("rollout.max_tokens", config.rollout.max_tokens), ("eval.max_tokens", config.eval.max_tokens or 0)):
+        require(tokens < limit, f"{key}={tokens} leaves no room for a prompt in the model's context of {limit} tokens; lower it")

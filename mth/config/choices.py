@@ -1,0 +1,116 @@
+"""The values that a key with a fixed set of values may have."""
+
+from enum import Enum
+
+
+class Init(Enum):
+    """Published or local weights, or random weights in the model's real shapes."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+class Dtype(Enum):
+    """Number format of weights or gradients."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per number."""
+        return {"float32": 4, "bfloat16": 2}[self.value]
+
+
+class ClipNorm(Enum):
+    """The gradient whose norm is clipped: at the active entries, or the whole one before masking (as the published code does)."""
+
+    masked = "masked"
+    dense = "dense"
+
+
+class WeightGradient(Enum):
+    """How weight gradients are computed: only at the active entries, or whole and then gathered; auto takes the cheaper per tensor."""
+
+    auto = "auto"
+    sampled = "sampled"
+    dense = "dense"
+
+
+class Advantage(Enum):
+    """(R - mean) / std of the group as in the paper, or R - mean as in the published code."""
+
+    standardized = "standardized"
+    centered = "centered"
+
+
+class Ratio(Enum):
+    """What limits the importance ratio: PPO clipping, or dropping tokens whose ratio leaves an interval."""
+
+    clip = "clip"
+    drop = "drop"
+
+
+class PromptOrder(Enum):
+    """Seeded epochs without repetition, or a new draw every step."""
+
+    epochs = "epochs"
+    draws = "draws"
+
+
+class Logprobs(Enum):
+    """Old log-probabilities in the ratio: from the rollout engine, or recomputed by the trainer before the update."""
+
+    engine = "engine"
+    recompute = "recompute"
+
+
+class Grader(Enum):
+    """Equal text, or mathematical equivalence by the math-verify library."""
+
+    strict = "strict"
+    math_verify = "math_verify"
+
+
+class Prompt(Enum):
+    """System prompt of GSM8K and MATH: from the paper's appendix A.2, or from the environment of the published runs."""
+
+    paper = "paper"
+    environment = "environment"
+
+
+class OptimizerName(Enum):
+    """An optimizer of torch.optim."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+
+
+class Budget(Enum):
+    """Entries of a one-layer mask: as many as the random mask has, or the whole layer (paper, appendix C)."""
+
+    matched = "matched"
+    whole_layer = "whole_layer"
+
+
+class Magnitude(Enum):
+    """Entries of largest or of smallest absolute value."""
+
+    largest = "largest"
+    smallest = "smallest"
+
+
+class Collect(Enum):
+    """Gradients to keep: none, each step's whole on disk, or a random projection of each."""
+
+    none = "none"
+    exact = "exact"
+    sketch = "sketch"
+
+
+class TrackerName(Enum):
+    """Where metrics go, beside the journal in the run folder."""
+
+    mlflow = "mlflow"
+    none = "none"

@@ -1,0 +1,108 @@
+"""Fields that carry their own meaning, range and place in a run's identity: ranges, --help and the documentation follow from them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from enum import Enum
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from mth.config.options import options
+from mth.foundations.errors import UserError
+
+
+def key(default: Any, meaning: str, *, place: bool = False, group: str | None = None, later: bool = False, **bounds: float) -> Any:
+    """A dataclass field.
+
+    meaning: one line for people. place: the key says where or how a run happens, so it's not part of its identity.
+    group: the value names a file of conf/<group>/. later: added after runs were published; it enters an identity only if it's not the default.
+    bounds: `least` and `most` (inclusive), `above` and `below` (exclusive); they imply a finite number. None is always allowed where the type does.
+    """
+    metadata = {"meaning": meaning, "place": place, "group": group, "later": later, "bounds": bounds}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, *, place: bool = False) -> Any:
+    """A field that holds a section of keys."""
+    return field(default_factory=kind, metadata={"place": place})
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration. name: dotted. choices: what it may be, if that is a fixed set."""
+
+    name: str
+    default: Any
+    type: str
+    meaning: str
+    range: str
+    choices: tuple[str, ...]
+    place: bool
+    later: bool
+
+
+def keys(schema: type, prefix: str = "", place: bool = False) -> Iterator[Key]:
+    """All keys of a dataclass schema, sections resolved, in order."""
+    hints = get_type_hints(schema)
+    for each in fields(schema):
+        name, inside = f"{prefix}{each.name}", place or each.metadata.get("place", False)
+        if is_dataclass(hints[each.name]):
+            yield from keys(hints[each.name], f"{name}.", inside)
+        elif not name.startswith("_"):
+            yield _key(each, name, hints[each.name], inside)
+
+
+def _key(each: Field, name: str, hint: Any, place: bool) -> Key:
+    kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not type(None)]
+    kind, group = kinds[0], each.metadata.get("group")
+    choices = (
+        tuple(option.name for option in kind) if isinstance(kind, type) and issubclass(kind, Enum) else options(group) if group else ()
+    )
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    text = getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)
+    return Key(
+        name,
+        default.name if isinstance(default, Enum) else default,
+        text,
+        each.metadata.get("meaning", ""),
+        range_text(each.metadata.get("bounds", {})),
+        choices,
+        place,
+        each.metadata.get("later", False),
+    )
+
+
+def range_text(bounds: dict[str, float]) -> str:
+    """A range in words: `at least 1`, `in [0, 1)`, `positive`; empty if there is none."""
+    least, most, above, below = (bounds.get(key) for key in ("least", "most", "above", "below"))
+    low = f"[{least:g}" if least is not None else f"({above:g}" if above is not None else None
+    high = f"{most:g}]" if most is not None else f"{below:g})" if below is not None else None
+    if low and high:
+        return f"in {low}, {high}"
+    if least is not None:
+        return f"at least {least:g}"
+    return "positive" if above == 0 else f"above {above:g}" if above is not None else ""
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Check every field of a configuration and its sections. Raises UserError naming the key, its value and its range."""
+    for each in fields(config):
+        found, name = getattr(config, each.name), f"{prefix}{each.name}"
+        if is_dataclass(found) and not isinstance(found, type):
+            check_ranges(found, f"{name}.")
+            continue
+        if found is None:
+            continue
+        group = each.metadata.get("group")
+        for one in (found if isinstance(found, list) else [found]) if group else ():
+            if one not in options(group):
+                raise UserError(f"{name}={one} is unknown; choose one of {', '.join(options(group))}")
+        bounds = each.metadata.get("bounds", {})
+        if bounds and not _within(found, **bounds):
+            raise UserError(f"{name}={found:.9g} must be {range_text(bounds)}")
+
+
+def _within(number: float, least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf) -> bool:
+    return math.isfinite(number) and least <= number <= most and above < number < below

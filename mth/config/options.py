@@ -1,0 +1,18 @@
+"""What the files in conf/ offer: the options of each group."""
+
+from functools import cache
+
+from mth.foundations.paths import conf_dir
+
+
+@cache
+def options(group: str) -> tuple[str, ...]:
+    """Names of the files in conf/<group>/."""
+    return tuple(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Names of all groups that a user chooses from, `hydra/launcher` included."""
+    names = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "recipe")]
+    return (*sorted(names), "hydra/launcher")

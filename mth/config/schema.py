@@ -1,0 +1,267 @@
+"""Every key of a run: type, default, meaning, range, and whether it belongs to the run's identity. Rules across keys are in `checks`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mth.config.checks import check_rules
+from mth.config.choices import (
+    Advantage,
+    Budget,
+    ClipNorm,
+    Collect,
+    Dtype,
+    Grader,
+    Init,
+    Logprobs,
+    Magnitude,
+    OptimizerName,
+    Prompt,
+    PromptOrder,
+    Ratio,
+    TrackerName,
+    WeightGradient,
+)
+from mth.config.fields import check_ranges, key, section
+from mth.config.learning_rates import RATES, table_lr
+from mth.config.options import options
+
+
+@dataclass
+class ModelConfig:
+    """The language model."""
+
+    name: str = key("tiny", "name of the model; a model that mth ships needs no path")
+    path: str | None = key(None, "hub id or local folder of the weights; null: the model of that name that mth ships")
+    tokenizer: str | None = key(None, "hub id or folder of another tokenizer")
+    init: Init = key(Init.pretrained, "pretrained weights, or random ones in the real shapes")
+    init_seed: int = key(0, "seed of random weights")
+    dtype: Dtype = key(Dtype.float32, "number format of the weights")
+    device: str = key("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    activation_checkpointing: bool = key(False, "recompute activations in backward: less memory, more time")
+    lr_table: str | None = key(None, "learning rates that lr=table2 reads; null: those of the model's name")
+
+
+@dataclass
+class TaskConfig:
+    """The task that is trained."""
+
+    name: str = key("alphabet_sort", "task to train", group="task")
+    path: str | None = key(None, "hub id, or local jsonl or parquet file or folder; null: the task's own data")
+    data_seed: int = key(1337420, "seed of generated rows and of the split")
+    holdout: bool = key(True, "hold rows out for evaluation where the data have no test split")
+    train_rows: int = key(8192, "training rows, for tasks that generate them; 0: the task is only for evaluation", least=0)
+    min_turns: int = key(2, "alphabet_sort: fewest turns", least=1)
+    max_turns: int = key(2, "alphabet_sort: most turns")
+    min_names: int = key(1, "alphabet_sort: fewest new names per turn", least=1)
+    max_names: int = key(5, "alphabet_sort: most new names per turn")
+    grader: Grader = key(Grader.strict, "grades answers in a box")
+    grader_timeout: float = key(5.0, "limit of math_verify per answer, in seconds", above=0)
+    prompt: Prompt = key(Prompt.paper, "system prompt of gsm8k and math")
+
+
+@dataclass
+class SparsityConfig:
+    """How many entries stay frozen."""
+
+    percent: float = key(99.0, "percent of each tensor's entries that stay frozen; 0: full fine-tuning", least=0, below=100)
+
+
+@dataclass
+class SeedConfig:
+    """Seeds of everything but the mask."""
+
+    train: int = key(42, "prompts and sampling in training", least=0)
+    eval: int = key(2001, "evaluation prompts and sampling", least=0)
+
+
+@dataclass
+class LrConfig:
+    """The learning rate, constant over a run. A stored configuration has the product in `value`."""
+
+    value: float | None = key(None, "learning rate; null: Table 2 of the paper, or the embedded model's table", above=0)
+    factor: float = key(1.0, "multiplies the learning rate, so that a sweep means the same at every sparsity", above=0)
+
+
+@dataclass
+class MaskConfig:
+    """Which entries are trained."""
+
+    family: str = key("random", "how entries are chosen", group="mask")
+    budget: Budget | None = key(None, "first_layer and last_layer: entries as many as a random mask has, or the whole layer")
+    magnitude: Magnitude | None = key(None, "magnitude: the entries of largest or smallest absolute value")
+    options: dict[str, Any] = key({}, "further options of the family, named by its file in mth/tickets/masks/", later=True)
+
+    def __post_init__(self) -> None:
+        self.budget = self.budget or (Budget.matched if self.family in ("first_layer", "last_layer") else None)
+        self.magnitude = self.magnitude or (Magnitude.largest if self.family == "magnitude" else None)
+
+
+@dataclass
+class AlgorithmConfig:
+    """GRPO (paper, section 2.1)."""
+
+    advantage: Advantage = key(Advantage.standardized, "how rewards of a group become advantages")
+    ratio: Ratio = key(Ratio.clip, "what limits the importance ratio")
+    clip_eps: float = key(0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0)
+    drop_low: float = key(0.125, "drop: smallest ratio of a token that counts", above=0, below=1)
+    drop_high: float = key(8.0, "drop: largest ratio of a token that counts", above=1)
+    kl_coef: float = key(0.0, "weight of the KL penalty against the base model; 0: none", least=0)
+    lag: int = key(0, "optimizer steps by which the generating weights are behind the trainer's", least=0, most=1)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer of the ticket's values."""
+
+    name: OptimizerName = key(OptimizerName.adamw, "optimizer")
+    beta1: float = key(0.9, "Adam: decay of the first moment", least=0, below=1)
+    beta2: float = key(0.999, "Adam: decay of the second moment", least=0, below=1)
+    eps: float = key(1e-8, "Adam: added to the denominator", above=0)
+    momentum: float = key(0.0, "sgd: momentum", least=0)
+    weight_decay: float = key(0.01, "weight decay of the active entries", least=0)
+    max_grad_norm: float = key(1.0, "gradients are clipped to this norm", above=0)
+    clip_norm: ClipNorm = key(ClipNorm.masked, "gradient whose norm is clipped")
+    weight_gradient: WeightGradient = key(WeightGradient.auto, "how weight gradients are computed")
+
+
+@dataclass
+class RolloutConfig:
+    """Generation of completions."""
+
+    engine: str = key("hf", "what generates: the trainer's model, vLLM in this process, or vLLM behind mth.serve", group="rollout")
+    group_size: int = key(16, "completions per prompt", least=2)
+    max_tokens: int = key(96, "most tokens of a reply", least=1)
+    temperature: float = key(1.0, "sampling temperature in training", above=0)
+    logprobs: Logprobs = key(Logprobs.engine, "old log-probabilities in the ratio")
+    dtype: Dtype | None = key(None, "number format of the generating weights; null: the model's")
+    batch_size: int = key(256, "sequences generated at a time", least=1)
+    context: int | None = key(None, "vLLM: most tokens of prompt and reply; null: the model's", least=2)
+    gpu_memory_utilization: float = key(0.4, "vLLM: share of the GPU's memory; the trainer needs the rest", place=True, above=0, below=1)
+    kv_cache_mib: int | None = key(None, "vLLM: size of the key-value cache in MiB; null: as needed", place=True, least=1)
+    url: str = key("http://127.0.0.1:8711", "vllm_server: where mth.serve listens", place=True)
+    timeout_s: float = key(1800.0, "vllm_server: limit of a call, in seconds", place=True, above=0)
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation at step 0, every `every` steps, and at the end."""
+
+    every: int = key(10, "steps between evaluations; 0: only first and last", least=0)
+    tasks: list[str] | None = key(None, "tasks to evaluate; null: the trained task", group="task")
+    paths: dict[str, str | None] = key(dict.fromkeys(options("task")), "data of an evaluated task; null: its own, or that of training")
+    samples: int = key(256, "evaluation prompts per task", least=1)
+    temperature: float = key(1.0, "sampling temperature; 0: greedy", least=0)
+    max_tokens: int | None = key(None, "most tokens of a reply; null: rollout.max_tokens", least=1)
+
+
+@dataclass
+class CollapseConfig:
+    """When a run counts as collapsed; `mth.training.collapse` states the rule."""
+
+    window: int = key(10, "steps that are averaged", least=1)
+    reward_share: float = key(0.5, "collapsed if the mean reward falls below this share of the best")
+    entropy_factor: float = key(4.0, "collapsed if the entropy rises above this multiple of the first")
+    min_entropy: float = key(1e-4, "collapsed if the entropy falls below this, in nats, with reward below the best")
+    stop: bool = key(False, "end a collapsed run")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of a run."""
+
+    every: int = key(10, "steps between checkpoints; 0: only at the end", least=0)
+    keep: int = key(2, "how many of the latest stay", least=1)
+
+
+@dataclass
+class SpectrumConfig:
+    """Collection of one gradient per step, before clipping (paper, appendix B)."""
+
+    mode: Collect = key(Collect.none, "gradients to keep")
+    dtype: Dtype = key(Dtype.float32, "exact: number format on disk")
+    width: int = key(65536, "sketch: numbers kept per gradient; inner products are off by about sqrt(2 / width)", least=1)
+    seed: int = key(0, "sketch: seed of the projection", least=0)
+
+
+@dataclass
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = key(100, "optimizer steps", least=1)
+    batch_size: int = key(256, "rollouts per step, a multiple of rollout.group_size", least=1)
+    micro_batch_tokens: int = key(16384, "padded tokens that one forward pass may hold", least=1)
+    prompt_order: PromptOrder = key(PromptOrder.epochs, "order of the prompts")
+
+
+@dataclass
+class TrackerConfig:
+    """Experiment tracking."""
+
+    name: TrackerName = key(TrackerName.mlflow, "where metrics go beside the journal")
+    uri: str | None = key(None, "MLflow tracking server or store; null: multirun/mlflow.db")
+    experiment: str = key("mth", "MLflow experiment")
+
+
+@dataclass
+class Config:
+    """One run. Fills in what follows from other keys and validates itself; raises UserError naming the key."""
+
+    model: ModelConfig = section(ModelConfig)
+    task: TaskConfig = section(TaskConfig)
+    sparsity: SparsityConfig = section(SparsityConfig)
+    mask: MaskConfig = section(MaskConfig)
+    mask_seed: int = key(0, "seed of the mask, and of nothing else", least=0)
+    seed: SeedConfig = section(SeedConfig)
+    lr: LrConfig = section(LrConfig)
+    algorithm: AlgorithmConfig = section(AlgorithmConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    eval: EvalConfig = section(EvalConfig)
+    train: TrainConfig = section(TrainConfig)
+    spectrum: SpectrumConfig = section(SpectrumConfig)
+    collapse: CollapseConfig = section(CollapseConfig)
+    checkpoints: CheckpointConfig = section(CheckpointConfig, place=True)
+    tracker: TrackerConfig = section(TrackerConfig, place=True)
+    run_dir: str | None = key(None, "folder of the run or grid; null: multirun/<date>/<time>", place=True)
+    resume: bool = key(False, "continue the newest unfinished run of this configuration, or fail", place=True)
+    checkpoint: str | None = key(None, "mth.evaluate: checkpoint file or run folder", place=True)
+    force: bool = key(False, "start anew, whatever finished, unfinished or shorter runs there are", place=True)
+    detach: bool = key(False, "grids: return once the grid is submitted", place=True)
+
+    def __post_init__(self) -> None:
+        if self.model.path is None and self.model.name in RATES:
+            self.model.lr_table = self.model.lr_table or self.model.name
+        elif self.model.path is not None and self.model.name == "tiny":  # only the path was given
+            self.model.name = Path(self.model.path).name
+        if self.eval.tasks is None:
+            self.eval.tasks = [self.task.name]
+        if self.eval.max_tokens is None:
+            self.eval.max_tokens = self.rollout.max_tokens
+        check_ranges(self)
+        check_rules(self)
+        if self.lr.value is None and self.model.lr_table is not None:
+            self.lr.value = table_lr(self.model.lr_table, self.sparsity.percent)
+        if self.lr.value is not None and self.lr.factor != 1:
+            self.lr = LrConfig(float(f"{self.lr.value * self.lr.factor:.6g}"))
+        if self.sparsity.percent == 0:  # full fine-tuning is the same run whatever mask it might have had
+            self.mask, self.mask_seed = MaskConfig(), 0
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts of one optimizer step."""
+        return self.train.batch_size // self.rollout.group_size
+
+    @property
+    def mask_name(self) -> str:
+        """The mask family and its options in words: `first layer, matched`; the family alone if it has no options."""
+        options = [option.name for option in (self.mask.budget, self.mask.magnitude) if option is not None]
+        options += [f"{key}={option}" for key, option in sorted(self.mask.options.items())]
+        return ", ".join([self.mask.family, *options]).replace("_", " ")
+
+    @property
+    def label(self) -> str:
+        """A short readable name: model, task, sparsity, mask, mask seed, learning rate."""
+        words = self.mask_name.replace(" ", "_").replace(",_", "-")
+        mask = "" if words == "random" else f"-{words}"
+        return f"{self.model.name}-{self.task.name}-s{self.sparsity.percent:.9g}{mask}-m{self.mask_seed}-lr{self.lr.value or 0:g}"

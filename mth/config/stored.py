@@ -1,0 +1,93 @@
+"""Configurations as plain data: from Hydra, to and from JSON-able data, to and from YAML files."""
+
+from dataclasses import asdict
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mth.config.schema import Config
+from mth.foundations.errors import UserError, first_line, require
+
+
+def load(cfg: DictConfig | ListConfig) -> Any:
+    """A validated Config (or PretrainConfig) from a composed one. Raises UserError with one line for anything wrong in it."""
+    refuse_unknown(cfg)
+    return to_object(cfg)
+
+
+def refuse_unknown(cfg: DictConfig | ListConfig) -> None:
+    """Raises UserError for a key that the schema does not have: `+new=1` gets past Hydra."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(OmegaConf.get_type(cfg)), OmegaConf.to_container(cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+
+
+def to_object(cfg: DictConfig | ListConfig) -> Any:
+    """The dataclass of a composed configuration that has no unknown keys. Raises UserError for values that do not fit."""
+    try:
+        return OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON-able data, enums by name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value.name if isinstance(value, Enum) else value
+
+    return plain(asdict(config))
+
+
+def from_plain(data: Any) -> Config:
+    """The inverse of `to_plain`. Raises UserError for a key that this version does not know and for a value out of range."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), data))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"stored configuration does not fit this version of mth: {first_line(error)}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+@cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(Config)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration as the YAML that a run folder keeps."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain data of a stored configuration, not validated. Raises UserError if the file is missing or damaged."""
+    require(path.is_file(), f"{path} does not exist: not a run folder of mth?")
+    try:
+        data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)})") from error
+    require(isinstance(data, dict), f"{path} is damaged (it holds no keys)")
+    return data
+
+
+def read_config(path: Path) -> Config:
+    """The configuration that a run folder keeps in `config.yaml`. Raises UserError as `read_yaml` and `from_plain` do."""
+    return from_plain(read_yaml(path))

@@ -1,0 +1,1 @@
+"""Foundations: errors, atomic files, paths, named seeds, signals, provenance. Know nothing about models, tasks or training."""

@@ -1,0 +1,86 @@
+"""Which code ran, and where: the git commit, a frozen copy of the package, the versions of all dependencies."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mth.foundations.files import read_json, write_json
+from mth.foundations.paths import PACKAGE, conf_dir
+
+SNAPSHOT = "snapshot.json"
+DISTRIBUTION = "sparse-rlvr"  # the import name stays mth
+
+
+def code_version() -> dict[str, Any]:
+    """release, commit (None outside git), and dirty (uncommitted changes in mth/ or conf/). A frozen copy reports the code it was copied from."""
+    frozen = read_json(PACKAGE.parent / SNAPSHOT)
+    if frozen:
+        return frozen
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top) != PACKAGE.parent:
+        return {"release": _release(), "commit": None, "dirty": False}
+    changed = _git("status", "--porcelain", "--", "mth", "conf")
+    return {"release": _release(), "commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def commit_name(code: dict[str, Any]) -> str:
+    """A short name of what `code_version` returned."""
+    return f"{(code.get('commit') or 'no git')[:12]}{' (changed)' if code.get('dirty') else ''}"
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, and the version of every installed package."""
+    packages = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    return {
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy the package and conf/ as they are now to `folder`/<hash of the files>, unless that copy exists. Returns the path for PYTHONPATH."""
+    sources = {PACKAGE.name: PACKAGE} | ({f"{PACKAGE.name}/conf": conf_dir()} if not conf_dir().is_relative_to(PACKAGE) else {})
+    digest = hashlib.sha256()
+    for name, source in sources.items():
+        for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            digest.update(f"{name}/{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    frozen = folder / digest.hexdigest()[:12]
+    if frozen.is_dir():
+        return frozen
+    folder.mkdir(parents=True, exist_ok=True)
+    version = code_version()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        fresh = Path(temporary) / frozen.name
+        for name, source in sources.items():
+            shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+        write_json(fresh / SNAPSHOT, version)
+        try:
+            os.rename(fresh, frozen)
+        except OSError:
+            if not frozen.is_dir():  # unless another launch made the same copy first
+                raise
+    return frozen
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", PACKAGE.parent, *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _release() -> str:
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,93 @@
+"""Predicts the peak memory of a run from shapes. benchmarks/memory.py compares the prediction with measured runs."""
+
+import math
+from typing import Any, NamedTuple
+
+from mth.config.choices import ClipNorm, OptimizerName
+from mth.config.schema import Config, ModelConfig
+
+PROCESS_BYTES = 450 * 2**20  # Python with torch, transformers and MLflow, measured on a CPU
+PROMPT_TOKENS = 256  # assumed length of a prompt
+
+
+class ModelFacts(NamedTuple):
+    """shapes: name -> shape of every parameter tensor, tied ones once. architecture: transformers' configuration of the model."""
+
+    shapes: Any
+    architecture: Any
+
+
+def facts_of_models(model: ModelConfig, known: dict[str, ModelFacts]) -> ModelFacts:
+    """Shapes and architecture of a model, kept in `known`. No weights are loaded."""
+    from mth.models.shapes import architecture, parameter_shapes
+
+    if repr(model) not in known:
+        known[repr(model)] = ModelFacts(parameter_shapes(model), architecture(model))
+    return known[repr(model)]
+
+
+def active_counts(config: Config, model: ModelFacts) -> list[int]:
+    """Active entries per tensor."""
+    from mth.tickets import masks
+
+    return list(masks.active_counts(model.shapes, config.sparsity.percent, config.mask).values())
+
+
+def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
+    """Predicted bytes of a run's peak by part: process, weights, ticket, work.
+
+    ticket: values, gradient, index, moments. work: the largest of what never lives at the same time, an update, the key-value cache, or a
+    checkpoint on its way to the disk. Activations are those of a full micro-batch. On a GPU `process` is host memory.
+    """
+    width = config.model.dtype.bytes
+    sizes, counts = [math.prod(shape) for shape in model.shapes.values()], active_counts(config, model)
+    active, total = sum(counts), sum(sizes)
+    moments = {OptimizerName.sgd: 1 if config.optimizer.momentum else 0}.get(config.optimizer.name, 2)
+    indexed = sum(count for count, size in zip(counts, sizes, strict=True) if count < size)  # a whole tensor needs no index
+    copies = 2 if config.rollout.dtype not in (None, config.model.dtype) else 1
+    return {
+        "process": PROCESS_BYTES,
+        "weights": total * width * copies,
+        "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
+        "work": max(_update_bytes(config, model, sizes, counts), 2 * _cache_bytes(config, model), active * (4 + 4 * moments)),
+    }
+
+
+def _cache_bytes(config: Config, model: ModelFacts) -> int:
+    """The key-value cache of one batch of rollouts."""
+    from mth.models.shapes import head_size
+
+    shape = model.architecture
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
+    longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0) + PROMPT_TOKENS
+    per_token = 2 * shape.num_hidden_layers * heads * head_size(shape) * config.model.dtype.bytes
+    return per_token * config.rollout.batch_size * longest
+
+
+def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: list[int]) -> int:
+    """Activations, logits, the largest dense gradient and the patterns of sampled ones."""
+    from mth.models.load import resolve_device
+    from mth.tickets.patterns import expected_nonempty
+    from mth.tickets.route import should_sample
+    from mth.training.logprobs import CHUNK_ELEMENTS
+
+    shape, width = model.architecture, config.model.dtype.bytes
+    shapes = list(model.shapes.values())
+    on_cpu = resolve_device(config.model.device).type == "cpu"
+    sampled = [should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
+    patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
+    largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
+    gradient = sum(sizes) if config.optimizer.clip_norm is ClipNorm.dense else largest
+
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    inner = getattr(shape, "intermediate_size", None) or 4 * hidden
+    tokens = config.train.micro_batch_tokens
+    per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
+    # Only the gradient of the down projection needs that product: as many of its columns are kept as hold active entries.
+    down = [(count, yes) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if dims == (hidden, inner)]
+    saved = sum(inner - expected_nonempty(inner, count) if yes else inner * (count == 0) for count, yes in down)
+    kept = per_layer * layers - saved
+    if config.model.activation_checkpointing:  # on a CPU, what is kept of each layer leaves holes in the heap, about one large tensor each
+        kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
+    logits = 4 * (2 if config.rollout.temperature == 1 else 3) * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
+    return int(tokens * kept * width) + logits + gradient * width + patterns

@@ -1,0 +1,1 @@
+"""Generates with vLLM, in this process or behind a server. Only this folder imports vllm."""

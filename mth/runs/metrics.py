@@ -1,0 +1,57 @@
+"""Every metric that a run logs, and what it means. Collapse, grids and figures depend on these names."""
+
+REWARD = "reward/mean"
+ENTROPY = "entropy"
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+PEAK_MEMORY = "peak_memory_bytes"
+EVALUATION_SECONDS = "seconds/evaluation"
+PHASES = ("rollout", "update", "sync", "evaluation")
+PASS_AT_1, EVAL_REWARD = "pass_at_1", "reward"  # MLflow refuses `@` in a name
+
+# <task>, <score> and <phase> stand for a name.
+METRICS = {
+    "eval/<task>/pass_at_1": "share of evaluation episodes with reward 1",
+    "eval/<task>/reward": "mean reward of the evaluation episodes",
+    "eval/<task>/<score>": "mean of a further score of the task",
+    "eval/<task>/completion_tokens": "mean tokens sampled per episode",
+    "eval/<task>/truncated_share": "share of episodes with a reply that was cut off",
+    REWARD: "mean reward of the step's rollouts",
+    "reward/std": "standard deviation of the step's rewards",
+    "reward/pass": "share of the step's rollouts with reward 1",
+    "score/<score>": "mean of a further score of the task, in training",
+    "groups/no_signal_share": "share of groups whose rewards are all equal",
+    "completion/tokens_mean": "mean tokens sampled per rollout",
+    "completion/tokens_max": "most tokens sampled in a rollout",
+    "completion/truncated_share": "share of rollouts with a reply that was cut off",
+    LOSS: "loss per token",
+    ENTROPY: "mean entropy of the policy per token, in nats",
+    "ratio/mean": "mean importance ratio per token",
+    "ratio/limited_share": "share of tokens whose ratio was clipped or dropped",
+    "kl/rollout": "estimated KL divergence of the trainer's policy from the engine's, per token",
+    "kl/reference": "estimated KL divergence from the base model, per token; only with algorithm.kl_coef",
+    "mismatch/mean": "mean difference of log-probabilities between engine and trainer",
+    "mismatch/max": "largest difference of log-probabilities between engine and trainer",
+    GRAD_NORM: "norm of the gradient before clipping",
+    "update_norm": "norm of the change of the active entries",
+    "update_applied": "1 if the update was applied, 0 if its gradient was not finite",
+    "learning_rate": "learning rate of the step",
+    "seconds/<phase>": f"seconds of a phase: {', '.join(PHASES)}",
+    "sync/bytes": "bytes sent to the engine; only if any",
+    "tokens_per_second": "sampled tokens per second of the step",
+    PEAK_MEMORY: "peak memory so far: allocated on the GPU, or resident memory of the process",
+}
+
+
+def eval_metric(task: str, key: str) -> str:
+    """Name of a metric of an evaluated task."""
+    return f"eval/{task}/{key}"
+
+
+def meaning(name: str) -> str | None:
+    """What a logged metric means; None for a name that is not in METRICS."""
+    if name in METRICS:
+        return METRICS[name]
+    first, last = name.split("/")[0], name.split("/")[-1]
+    forms = [f"{first}/<task>/{last}", f"{first}/<task>/<score>"] if name.count("/") == 2 else [f"{first}/<score>", f"{first}/<phase>"]
+    return next((METRICS[form] for form in forms if form in METRICS), None)

@@ -1,0 +1,183 @@
+"""Micro-batches: rollouts packed into rows of tokens. Rollouts of one prompt may share a row, so that the prompt is computed once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import torch
+from transformers import PreTrainedModel
+
+from mth.rollout.hf.kv import growing_cache, has_full_attention
+from mth.rollout.player import Rollout
+from mth.training.logprobs import Layout, completion_logprobs
+
+MAX_ATTENDED_PAIRS = 2**25  # entries of the attention masks of one micro-batch, and of one row
+
+
+@dataclass
+class MicroBatch:
+    """ids, loss_mask [B, T], padded on the right. layout: set if rows hold several rollouts. The rest [N]: one entry per sampled token, row by row."""
+
+    ids: torch.Tensor
+    loss_mask: torch.Tensor
+    rollout_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    layout: Layout | None = None
+    ref_logprobs: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """members: indices of the rollouts in a row. Their first `shared` tokens are equal and stored once, followed by the rest of each rollout.
+
+    tokens: length of the row. A single rollout shares nothing.
+    """
+
+    members: tuple[int, ...]
+    shared: int
+    tokens: int
+
+
+def attention_cost(model: PreTrainedModel) -> float:
+    """Cost of one attended pair of tokens under a mask, relative to the cost of one token's forward pass through the decoder's weights.
+
+    Infinite if the model cannot use rows with several rollouts: its attention takes no mask, or it computes positions itself. Two short
+    sequences are tried to find out.
+    """
+    config = model.config
+    if not _supports_shared_rows(model):
+        return float("inf")
+    weights = sum(p.numel() for name, p in model.base_model.named_parameters() if p.dim() > 1 and "embed" not in name)
+    # 4: multiply and add in q k and in p v. 2: attention runs at about half the speed of a matrix product.
+    return 4 * 2 * config.hidden_size * config.num_hidden_layers / (2 * weights)
+
+
+@torch.no_grad()
+def _supports_shared_rows(model: PreTrainedModel) -> bool:
+    """Returns True if two sequences in one row get the same log-probabilities as in separate rows."""
+    if model.config._attn_implementation != "sdpa" or not has_full_attention(growing_cache(model.config)):  # for instance a sliding window
+        return False
+    device = model.device
+    prompt, tails = [5, 3, 8, 1], ([2, 7, 4], [9, 6])
+    alone = [torch.tensor([[*prompt, *tail]], device=device) for tail in tails]
+    try:
+        packed = _fill_rows([[*prompt, *tail] for tail in tails], [[False] * 4 + [True] * len(tail) for tail in tails], [Row((0, 1), 4, 9)])
+        got, _ = completion_logprobs(model, packed.ids.to(device), packed.loss_mask.to(device), 1.0, packed.layout(device))
+        expected = [completion_logprobs(model, ids, torch.arange(ids.shape[1], device=device)[None] >= 4, 1.0)[0] for ids in alone]
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    return bool(torch.allclose(got, torch.cat(expected), atol=1e-3 if model.dtype == torch.float32 else 0.1))
+
+
+def pack_rows(rollouts: Sequence[Rollout], cost: float, token_budget: int) -> list[Row]:
+    """Rows for all rollouts. Neighbours with the same prompt share rows of the cheapest size that fits into `token_budget` tokens.
+
+    cost: see `attention_cost`.
+    """
+    rows = []
+    for _, group in groupby(range(len(rollouts)), key=lambda i: rollouts[i].ids[: prompt_length(rollouts[i])]):
+        members = sorted(group, key=lambda i: (-len(rollouts[i].ids), i))
+        prompt = prompt_length(rollouts[members[0]])
+        mean_completion = sum(len(rollouts[i].ids) for i in members) / len(members) - prompt
+        longest = len(rollouts[members[0]].ids) - prompt
+        most = (min(token_budget, math.isqrt(MAX_ATTENDED_PAIRS)) - prompt) // longest
+        sizes = range(1, 1 + min(len(members), max(most, 1)))
+        size = min(sizes, key=partial(packing_cost, len(members), prompt, mean_completion, cost))  # 1 if every cost is infinite
+        for part in (members[i : i + size] for i in range(0, len(members), size)):
+            shared = prompt if len(part) > 1 else 0
+            rows.append(Row(tuple(part), shared, shared + sum(len(rollouts[i].ids) - shared for i in part)))
+    return rows
+
+
+def packing_cost(count: int, prompt: int, completion: float, cost: float, size: int) -> float:
+    """Cost of `count` rollouts in rows of `size`, relative to one token's forward pass. prompt, completion: lengths in tokens.
+
+    Sharing a prompt saves tokens, but its mask makes attention compute every pair in the row.
+    """
+    tokens = prompt + size * completion
+    # Causal attention without a mask costs about a quarter.
+    return math.ceil(count / size) * (tokens + cost * tokens**2 * (0.25 if size == 1 else 1))
+
+
+def prompt_length(rollout: Rollout) -> int:
+    """Number of tokens before the first sampled one."""
+    return rollout.loss_mask.index(True)
+
+
+def collate(
+    rollouts: Sequence[Rollout], advantages: Sequence[float], token_budget: int, device: torch.device, cost: float = float("inf")
+) -> list[MicroBatch]:
+    """Micro-batches of at most `token_budget` tokens with padding, but of one row at least. Sorts rows by length to keep padding short.
+
+    advantages: one per rollout. cost: see `attention_cost`; by default every rollout has a row of its own.
+    """
+    rows = sorted(pack_rows(rollouts, cost, token_budget), key=lambda row: (len(row.members) > 1, -row.tokens, row.members))
+    ids, masks = [rollout.ids for rollout in rollouts], [rollout.loss_mask for rollout in rollouts]
+    batches, start = [], 0
+    while start < len(rows):
+        width, several = rows[start].tokens, len(rows[start].members) > 1
+        count = max(1, min(token_budget // width, MAX_ATTENDED_PAIRS // width**2 if several else token_budget))
+        chosen = [row for row in rows[start : start + count] if (len(row.members) > 1) == several]
+        start += len(chosen)
+        packed = _fill_rows(ids, masks, chosen)
+        order = [i for row in chosen for i in row.members]
+        logprobs = [p for i in order for p, sampled in zip(rollouts[i].logprobs, rollouts[i].loss_mask, strict=True) if sampled]
+        token_advantages = [advantages[i] for i in order for _ in range(rollouts[i].completion_tokens)]
+        batches.append(
+            MicroBatch(
+                packed.ids.to(device),
+                packed.loss_mask.to(device),
+                torch.tensor(logprobs, device=device),
+                torch.tensor(token_advantages, device=device),
+                packed.layout(device) if several else None,
+            )
+        )
+    return batches
+
+
+@dataclass(frozen=True)
+class _PackedRows:
+    """All [B, T]. positions, previous: see `Layout`. segment: 0 for the shared prompt, 1, 2, ... for the members, -1 for padding."""
+
+    ids: torch.Tensor
+    loss_mask: torch.Tensor
+    positions: torch.Tensor
+    previous: torch.Tensor
+    segment: torch.Tensor
+
+    def layout(self, device: torch.device) -> Layout:
+        """Each token attends to earlier tokens of its own segment and of the shared prompt."""
+        segment = self.segment.to(device)
+        key, query = segment[:, None, None, :], segment[:, None, :, None]
+        width = segment.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        return Layout(self.positions.to(device), self.previous.to(device), causal & ((key == 0) | (key == query)))
+
+
+def _fill_rows(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], rows: Sequence[Row]) -> _PackedRows:
+    """Copy the sequences to tensors as `rows` says. ids, masks: of every rollout."""
+    shape = len(rows), max(row.tokens for row in rows)
+    out = _PackedRows(
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, -1),
+    )
+    for line, row in enumerate(rows):
+        end = 0
+        for segment, member in enumerate(row.members):
+            first = 0 if segment == 0 else row.shared  # the shared prompt is written with the first member
+            count = len(ids[member]) - first
+            place = slice(end, end + count)
+            out.ids[line, place] = torch.tensor(ids[member][first:])
+            out.loss_mask[line, place] = torch.tensor(masks[member][first:])
+            out.positions[line, place] = torch.arange(first, first + count)
+            out.previous[line, place] = torch.arange(end - 1, end - 1 + count)
+            out.previous[line, end] = first - 1
+            out.segment[line, place] = segment + 1
+            end += count
+        out.segment[line, : row.shared] = 0
+    return out

@@ -1,0 +1,111 @@
+"""Log-probabilities of given tokens, computed in chunks: no [tokens, vocabulary] tensor of the whole batch exists."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = 2**24  # logits of a chunk: 64 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Packs completions that share a prompt into one row.
+
+    positions [B, T]: each token's position within its own sequence. previous [B, T]: index, within the row, of the token before it.
+    attention [B, 1, T, T]: True where a token attends to another.
+    """
+
+    positions: torch.Tensor
+    previous: torch.Tensor
+    attention: torch.Tensor
+
+
+class _Chosen(torch.autograd.Function):
+    """log softmax(logits)[targets] and entropies, both [N], of fp32 logits [N, V]. Overwrites the logits; two [N, V] tensors exist at the peak."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> Any:
+        logits.sub_(logits.amax(1, keepdim=True))
+        probabilities = logits.exp()
+        total = probabilities.sum(1, keepdim=True)
+        probabilities.div_(total)
+        normalizer = total.squeeze(1).log()
+        chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - normalizer
+        entropy = normalizer - logits.mul_(probabilities).sum(1)
+        ctx.save_for_backward(probabilities, targets)
+        ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        probabilities, targets = ctx.saved_tensors
+        gradient = probabilities.mul_(-grads[0].unsqueeze(1))
+        return gradient.scatter_add_(1, targets.unsqueeze(1), grads[0].unsqueeze(1)), None
+
+
+def chunks(tokens: int, vocabulary: int) -> list[slice]:
+    """Split `tokens` rows into slices whose logits have CHUNK_ELEMENTS elements at most."""
+    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    rows -= rows % 16 if rows > 16 else 0  # whole cache lines make the matrix product faster
+    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+
+
+def chosen_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax(head(hidden) / temperature)[targets] and the entropy of that distribution in nats, both fp32 [N].
+
+    hidden [N, H] predicts targets [N]. The entropy has no gradient. Overwrites the logits that the head returns.
+    """
+    logits = head(hidden).float()
+    return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets)
+
+
+def completion_logprobs(
+    model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, temperature: float, layout: Layout | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies [N] of the N tokens in `loss_mask`, row by row.
+
+    ids [B, T], padded on the right. loss_mask [B, T]: True at sampled tokens, never at position 0. layout: for rows with several
+    completions. Causal attention never reaches padding on the right, so without a layout no attention mask is needed and the fast kernels
+    apply. For gradients use `completion_backward`: backward through this function would keep all chunks of logits.
+    """
+    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    parts = [chosen_logprobs(head, hidden[c], targets[c], temperature) for c in chunks(targets.numel(), head.weight.shape[0])]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def completion_backward(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    loss_mask: torch.Tensor,
+    temperature: float,
+    loss: Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor],
+    layout: Layout | None = None,
+) -> None:
+    """Backward of a loss that is a sum over the N tokens in `loss_mask`; arguments as in `completion_logprobs`.
+
+    loss(log-probabilities [n], entropies [n], slice of the N tokens) returns the scalar loss of one chunk. Each chunk goes back to the
+    hidden states as soon as its loss is known, so its logits [n, V] are computed once, and only one chunk exists at a time.
+    """
+    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    gradient = torch.empty_like(hidden)
+    for chunk in chunks(targets.numel(), head.weight.shape[0]):
+        part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
+        loss(*chosen_logprobs(head, part, targets[chunk], temperature), chunk).backward()
+        if part.grad is not None:
+            gradient[chunk] = part.grad
+    if hidden.requires_grad:
+        hidden.backward(gradient)
+
+
+def _predicting(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`."""
+    arguments = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
+    hidden = model.base_model(input_ids=ids, use_cache=False, **arguments).last_hidden_state  # [B, T, H]
+    row, column = loss_mask.nonzero(as_tuple=True)
+    previous = column - 1 if layout is None else layout.previous[row, column]
+    # Completions that share a prompt read the same row of `hidden`. Backward of hidden[...] would add their gradients in thread order.
+    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)

@@ -1,0 +1,69 @@
+"""The loop. Read `train` from top to bottom."""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mth.config.schema import Config
+from mth.foundations.seeds import derive_seed
+from mth.foundations.signals import Requests
+from mth.runs.lock import lock_run
+from mth.runs.metrics import EVALUATION_SECONDS, PEAK_MEMORY, REWARD
+from mth.runs.summary import Summary
+from mth.training.evaluation import evaluate, evaluate_base
+from mth.training.learner import Learner
+from mth.training.metrics import passes, peak_memory, timed
+from mth.training.record import recording
+from mth.training.setup import assemble
+from mth.training.step import train_step
+
+
+def train(
+    config: Config, run_dir: Path, root: Path, requests: Requests | None = None, grid: Path | None = None, patience_s: float = 0.0
+) -> Summary:
+    """Train a run in `run_dir`, from its newest checkpoint if it has one. Returns its summary, which is also in `summary.json`.
+
+    root: folder of all runs, where the default MLflow store is. requests: read at every step boundary. grid: folder of the grid that the run
+    belongs to; cells of a grid share the evaluation of the base model. patience_s: how long to wait for the folder's lock, in seconds.
+    """
+    requests = requests or Requests()
+    torch.manual_seed(derive_seed("torch", config.seed.train))  # mth draws nothing from it, but a model might
+    with lock_run(run_dir, config, patience_s) as folder, assemble(config) as parts:
+        run = Learner(parts, folder)
+        run.announce()
+        with recording(run, root, grid) as record:
+            if run.progress.step < 0:
+                record.log(timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid), EVALUATION_SECONDS), 0)
+            if run.progress.unlogged is not None:  # stopped between a step and its evaluation
+                record.log(run.progress.unlogged | evaluate_trained(run), run.progress.step)
+            done, steps = run.progress.step, config.train.steps
+            bar = tqdm(range(done + 1, steps + 1), desc="train", unit="step", initial=done, total=steps)
+            for step in bar:
+                if record.stopped:
+                    break
+                if requests.stop:
+                    record.status = "interrupted"
+                    break
+                metrics = train_step(run, step)
+                last = record.watch(metrics, step) or step == steps
+                if last or is_due(step, config.eval.every):
+                    metrics = metrics | evaluate_trained(run)
+                record.log(metrics, step)
+                bar.set_postfix(reward=f"{metrics[REWARD]:.3f}", **passes(metrics))
+                if requests.save or is_due(step, config.checkpoints.every):
+                    requests.save = False
+                    run.save()
+    return record.summary
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens at this one."""
+    return every > 0 and step % every == 0
+
+
+def evaluate_trained(run: Learner) -> dict[str, float]:
+    """Evaluate the newest values; the metrics, with the peak memory until then."""
+    run.sync()
+    metrics = timed(lambda: evaluate(run.parts.player, run.parts.eval_tasks, run.parts.config), EVALUATION_SECONDS)
+    return metrics | {PEAK_MEMORY: float(peak_memory(run.parts.policy.model.device))}

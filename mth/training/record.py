@@ -1,0 +1,88 @@
+"""The record of a run: metrics as they come, whether it collapsed, and a summary whatever happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mth.config.schema import Config
+from mth.foundations.errors import EngineError, first_line
+from mth.runs.journal import Journal
+from mth.runs.metrics import ENTROPY, REWARD
+from mth.runs.mlflow import MLFLOW_STATUS, Tracker, run_tags
+from mth.runs.summary import Summary, summarize
+from mth.training.collapse import collapse_reason
+from mth.training.learner import Learner
+from mth.training.metrics import peak_memory
+
+
+class Record:
+    """What is known of a run so far. status: how it ends, if it ended now. collapsed: why it counts as collapsed; None if it does not."""
+
+    def __init__(self, run: Learner, tracker: Tracker) -> None:
+        self.run, self.tracker = run, tracker
+        self.status = "finished"
+        self.collapsed = past_collapse(tracker.journal, run.parts.config)
+        self.summary = Summary()
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Write a step's metrics; from then on the step is done."""
+        self.tracker.log(step, metrics)
+        self.run.progress.step, self.run.progress.unlogged = step, None
+
+    def watch(self, metrics: dict[str, float], step: int) -> bool:
+        """Look for a collapse at a step that the journal does not have yet. Returns True if the run is to end there."""
+        config = self.run.parts.config
+        if self.collapsed is None:
+            rewards, entropies = ([*self.tracker.journal.series(key), metrics[key]] for key in (REWARD, ENTROPY))
+            self.collapsed = collapse_reason(rewards, entropies, metrics, config.collapse)
+            if self.collapsed is not None:
+                tqdm.write(f"collapsed at step {step}: {self.collapsed}")
+        return self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a collapse ends the run."""
+        return self.collapsed is not None and self.run.parts.config.collapse.stop
+
+
+@contextmanager
+def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Record]:
+    """Opens journal and tracker. At the end saves a checkpoint, writes the summary and closes the tracker, also after an error.
+
+    If the engine failed, the checkpoint is of the last step; after another error the last one on disk stays.
+    """
+    run_dir, config = run.folder.path, run.parts.config
+    run.folder.add_to_record(facts=run.facts)
+    tracker = Tracker(config, run_dir, root, run.progress.logged, run.facts, run_tags(run_dir, root, grid))
+    record = Record(run, tracker)
+    reason = None
+    try:
+        yield record
+        if record.collapsed is not None and record.status == "finished":
+            record.status = "collapsed"
+        reason = record.collapsed
+        run.save()
+    except BaseException as error:
+        record.status, reason = "failed", first_line(error)
+        if isinstance(error, EngineError) and run.progress.logged >= 0:
+            run.save()
+        raise
+    finally:
+        ticket = run.parts.ticket
+        peak = float(peak_memory(ticket.values.device))
+        record.summary = summarize(tracker.journal, config, record.status, reason, ticket, ticket.memory(run.optimizer), peak)
+        try:
+            run.folder.write_summary(record.summary)
+        except OSError as error:
+            tqdm.write(f"warning: {run.folder.summary_file} could not be written ({error})")
+        tracker.close(MLFLOW_STATUS[record.status], {"mth.status": record.status} | ({"mth.reason": reason} if reason else {}))
+
+
+def past_collapse(journal: Journal, config: Config) -> str | None:
+    """Why a run counted as collapsed on the way to where its journal ends: a resumed run stays marked."""
+    steps = [entry.metrics for entry in journal.entries if REWARD in entry.metrics]
+    rewards, entropies = ([metrics[key] for metrics in steps] for key in (REWARD, ENTROPY))
+    reasons = (collapse_reason(rewards[: i + 1], entropies[: i + 1], metrics, config.collapse) for i, metrics in enumerate(steps))
+    return next((reason for reason in reasons if reason is not None), None)

@@ -1,0 +1,50 @@
+"""Assembles the parts of a run: tasks, model, ticket, engine. Training, evaluation and export all start here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mth.config.checks import check_context
+from mth.config.schema import Config
+from mth.models.load import Policy, load_policy
+from mth.rollout import build_engine
+from mth.rollout.player import ChatRenderer, Player
+from mth.runs.checkpoint import Checkpoint, restore_ticket
+from mth.tasks import load_tasks
+from mth.tasks.base import Task
+from mth.tickets.draw import draw_ticket
+from mth.tickets.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration names: the model with its ticket, the tasks, and the player that generates with the ticket's values."""
+
+    config: Config
+    policy: Policy
+    ticket: Ticket
+    task: Task
+    eval_tasks: dict[str, Task]
+    player: Player
+
+
+def assemble_ticket(config: Config, checkpoint: Checkpoint | None = None) -> tuple[Policy, Ticket]:
+    """Model and ticket, with the values of a checkpoint if one is given. Raises UserError naming the key or file at fault."""
+    policy = load_policy(config.model)
+    check_context(config, policy.model.config.max_position_embeddings)
+    ticket = draw_ticket(policy.model, config)
+    if checkpoint is not None:
+        restore_ticket(checkpoint, ticket)
+    return policy, ticket
+
+
+@contextmanager
+def assemble(config: Config, checkpoint: Checkpoint | None = None) -> Iterator[Parts]:
+    """All parts; the engine is closed at the end. Raises UserError as `load_tasks` and `assemble_ticket` do."""
+    task, eval_tasks = load_tasks(config)
+    policy, ticket = assemble_ticket(config, checkpoint)
+    engine = build_engine(policy, ticket, config.rollout)
+    try:
+        yield Parts(config, policy, ticket, task, eval_tasks, Player(engine, ChatRenderer(policy.tokenizer)))
+    finally:
+        engine.close()

@@ -1,0 +1,27 @@
+"""The figures that the report finds: their order on the page and their experiments."""
+
+import pytest
+
+from mth.analysis.figures import figures
+from mth.config.options import options
+from mth.config.paper import TASK_OF
+from mth.config.schema import Config, ModelConfig
+
+ORDER = ["masks", "sparsity", "forgetting", "structured", "learning_rates", "spectrum", "theory", "overlap", "memory"]
+
+
+def test_order_on_the_page():
+    assert [figure.name for figure in figures()] == ORDER
+    assert len({figure.position for figure in figures()}) == len(ORDER)
+
+
+def test_every_experiment_is_a_file():
+    assert {name for figure in figures() for name in figure.experiments} <= set(options("experiment"))
+
+
+@pytest.mark.parametrize("model", TASK_OF)
+def test_an_experiment_with_a_size_goes_to_the_model_of_that_size(model):
+    masks = figures()[0]
+    expected = "fig2_masks_0.5b" if "0.5b" in model else "fig1_masks_1.5b"
+    config = Config(model=ModelConfig(name=model, path=None if model == "tiny" else "some/path", lr_table="tiny"))
+    assert masks.experiment(config) == expected

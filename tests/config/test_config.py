@@ -1,0 +1,220 @@
+"""Configuration: numbers for groups, every option, the paper's tables, and refusals that name the key."""
+
+import itertools
+
+import pytest
+
+from mth.config.cells import cells_of, read_command
+from mth.config.checks import check_trainable
+from mth.config.choices import Dtype
+from mth.config.compose import compose
+from mth.config.identity import differing_keys, identity
+from mth.config.learning_rates import table_lr
+from mth.config.overrides import rewrite_numbers
+from mth.config.schema import Config, LrConfig, ModelConfig
+from mth.config.stored import from_plain, load, read_config, to_plain
+from mth.foundations.errors import UserError
+from mth.foundations.paths import conf_dir
+from tests.conftest import make_config
+
+GROUPS = {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in conf_dir().iterdir() if folder.is_dir()}
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ("sparsity=99,99.9", "sparsity.percent=99,99.9"),
+        ("sparsity=0", "sparsity.percent=0"),
+        ("lr=1e-4", "lr.value=1e-4"),
+        ("lr=1e-4, 5e-3", "lr.value=1e-4, 5e-3"),
+        ("seed=7", "seed.train=7"),
+        ("seed=range(1,4)", "seed.train=range(1,4)"),
+        ("sparsity=dense", "sparsity=dense"),
+        ("lr=table2", "lr=table2"),
+        ("lr.value=1e-4", "lr.value=1e-4"),
+        ("mask_seed=0,10", "mask_seed=0,10"),
+        ("-m", "-m"),
+        ("model.path=99", "model.path=99"),
+    ],
+)
+def test_numbers_given_to_groups(given, becomes):
+    assert rewrite_numbers([given]) == [becomes]
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in GROUPS.items() for o in options if g not in ("recipe",)])
+def test_every_option_of_every_group_composes_and_validates(group, option):
+    assert isinstance(load(compose([f"{group}={option}"])), Config)
+
+
+def test_every_pair_of_model_and_task_composes():
+    for model, task in itertools.product(GROUPS["model"], GROUPS["task"]):
+        config = load(compose([f"model={model}", f"task={task}"]))
+        assert (config.model.name, config.task.name) == (model, task)
+
+
+def test_all_groups_of_the_readme_exist():
+    assert set(GROUPS) >= {"model", "task", "sparsity", "seed", "lr", "mask", "algorithm", "optimizer", "rollout", "tracker", "experiment"}
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "expected"),
+    [
+        ("qwen2.5-0.5b-instruct", "alphabet_sort", (150, 512, 16, 128, 0.7, 128, 1024, ["alphabet_sort"])),
+        ("qwen2.5-0.5b", "gsm8k", (100, 512, 16, 1024, 0.9, 1024, 1319, ["gsm8k"])),
+        ("qwen2.5-1.5b", "math", (100, 512, 8, 2048, 0.9, 1024, 1319, ["gsm8k", "math500"])),
+    ],
+)
+def test_a_pair_of_table_1_gets_its_column_of_table_4(model, task, expected):
+    c = load(compose([f"model={model}", f"task={task}"]))
+    got = (
+        c.train.steps,
+        c.train.batch_size,
+        c.rollout.group_size,
+        c.rollout.max_tokens,
+        c.eval.temperature,
+        c.eval.max_tokens,
+        c.eval.samples,
+        c.eval.tasks,
+    )
+    assert got == expected
+    assert (c.rollout.temperature, c.algorithm.clip_eps, c.algorithm.kl_coef, c.optimizer.weight_decay, c.optimizer.max_grad_norm) == (
+        1.0,
+        0.2,
+        0.0,
+        0.01,
+        1.0,
+    )
+    assert (c.seed.train, c.seed.eval, c.eval.every, c.optimizer.beta1, c.optimizer.beta2) == (42, 2001, 10, 0.9, 0.999)
+    assert load(compose([f"model={model}", f"task={task}", "train.steps=2"])).train.steps == 2
+
+
+def test_paper_and_as_run_differ_as_documented():
+    paper, as_run = (load(compose([f"algorithm={name}", "model=qwen2.5-0.5b", "task=gsm8k"])) for name in ("paper", "as_run"))
+    assert (paper.algorithm.advantage.name, paper.algorithm.ratio.name, paper.algorithm.lag) == ("standardized", "clip", 0)
+    assert (as_run.algorithm.advantage.name, as_run.algorithm.ratio.name, as_run.algorithm.lag) == ("centered", "drop", 1)
+    assert (paper.optimizer.clip_norm.name, as_run.optimizer.clip_norm.name) == ("masked", "dense")
+    assert (as_run.model.dtype, as_run.rollout.dtype) == (Dtype.float32, Dtype.bfloat16)
+    assert (as_run.algorithm.drop_low, as_run.algorithm.drop_high) == (0.125, 8.0)
+    assert (paper.task.prompt.name, as_run.task.prompt.name) == ("paper", "environment")
+    assert (paper.train.prompt_order.name, as_run.train.prompt_order.name) == ("epochs", "draws")
+
+
+def test_learning_rates_of_table_2():
+    levels = (0, 99, 99.5, 99.9, 99.95, 99.99, 99.999)
+    assert [table_lr("qwen2.5-0.5b", s) for s in levels] == pytest.approx([1e-6, 1e-4, 1e-4, 1e-3, 1e-3, 1e-3, 5e-3])
+    assert [table_lr("qwen2.5-1.5b", s) for s in levels] == pytest.approx([1e-6, 1e-4, 1e-4, 1e-3, 1e-3, 4e-3, 1e-2])
+    assert table_lr("qwen2.5-1.5b", 90) == pytest.approx(1e-5, rel=1e-3)  # half way in log density between 0 % and 99 %
+    assert table_lr("qwen2.5-1.5b", 99.9999) == pytest.approx(1e-2)
+    assert load(compose(["model=qwen2.5-0.5b-instruct", "sparsity=99.9"])).lr.value == pytest.approx(1e-3)
+    assert load(compose(["sparsity=99.9", "lr=2e-3"])).lr.value == 2e-3
+
+
+def test_a_model_without_a_table_needs_a_rate():
+    with pytest.raises(UserError, match=r"someone/else has no learning rates; give lr="):
+        check_trainable(Config(model=ModelConfig(path="someone/else")))
+    check_trainable(Config())
+    config = Config(model=ModelConfig(path="someone/else"), lr=LrConfig(1e-4))
+    assert (config.lr.value, config.model.name) == (1e-4, "else")
+    assert Config(model=ModelConfig(path="someone/else", lr_table="tiny")).lr.value == Config().lr.value
+
+
+def test_full_fine_tuning_is_one_run_whatever_the_mask():
+    full = identity(load(compose(["sparsity=0"])))
+    assert identity(load(compose(["sparsity=0", "mask_seed=10", "mask=first_layer_whole"]))) == full
+    assert identity(load(compose(["mask=first_layer"]))) != identity(load(compose(["mask=first_layer_whole"])))
+
+
+def test_factor_multiplies_the_table_and_leaves_no_trace():
+    config = load(compose(["sparsity=99.9", "lr.factor=0.1"]))
+    assert (config.lr.value, config.lr.factor) == (3e-3, 1.0)
+    assert identity(config) == identity(load(compose(["sparsity=99.9", "lr=3e-3"])))
+    assert from_plain(to_plain(config)) == config
+
+
+# Every experiment: the product that it sweeps, and where it takes a second to compose, the cells that are left of it.
+EXPERIMENTS = {
+    "fig1_masks_1.5b": ("math", 40, None),
+    "fig2_masks_0.5b": ("alphabet_sort", 40, None),
+    "fig3_sparsity": ("alphabet_sort", 35, None),
+    "fig4_spectrum": ("alphabet_sort", 1, 1),
+    "fig5_6_structured": ("math", 10, 6),
+    "fig7_lr": ("alphabet_sort", 25, None),
+    "table3_overlap": ("math", 15, None),
+    "table5_memory": ("math", 7, 7),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_experiments_hold_the_grids_of_the_paper(name):
+    task, product, distinct = EXPERIMENTS[name]
+    many, cells, _ = read_command([f"experiment={name}"])
+    assert (many, len(cells)) == (True, product)
+    if distinct is not None:
+        assert len(cells_of([f"experiment={name}", "model=tiny"])) == distinct
+    for arguments, expected in (([], task), (["model=tiny"], "arithmetic"), (["model=qwen2.5-0.5b"], "gsm8k")):
+        config = load(compose([f"experiment={name}", *arguments, *cells[-1]]))
+        assert config.task.name == expected
+        assert (config.train.batch_size, config.lr.value is None) == (128 if expected == "arithmetic" else 512, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mask.budget=matched"], r"mask\.budget belongs to mask=first_layer"),
+        (["mask.magnitude=largest"], r"mask\.magnitude belongs to mask=magnitude"),
+        (["lr.factor=0"], r"lr\.factor=0"),
+        (["sparsity=100"], r"sparsity\.percent=100 must be in \[0, 100\)"),
+        (["sparsity=-1"], r"sparsity\.percent=-1"),
+        (["train.batch_size=100"], r"train\.batch_size=100 must be a multiple of rollout\.group_size=8"),
+        (["rollout.group_size=1"], r"rollout\.group_size=1"),
+        (["train.steps=0"], r"train\.steps=0 must be at least 1"),
+        (["lr=-1"], r"lr\.value=-1 must be positive"),
+        (["eval.tasks=[alphabet_sort,chess]"], r"eval\.tasks=chess is unknown"),
+        (["sparsity=nan"], r"give sparsity\.percent="),
+        (["optimizer.beta1=1.5"], r"optimizer\.beta1=1\.5 must be in \[0, 1\)"),
+        (["optimizer.eps=-1"], r"optimizer\.eps=-1"),
+        (["experiment=nothere"], "nothere"),
+        (["algorithm.lag=2"], r"algorithm\.lag=2"),
+        (["rollout.temperature=0"], r"rollout\.temperature=0"),
+        (["model.device=tpu"], r"model\.device=tpu"),
+        (["trian.steps=2"], "trian"),
+        (["train.stepz=2"], "stepz"),
+        (["sparsity.percent=many"], "many"),
+        (["task=chess"], "chess"),
+        (["rollout.engine=sglang"], "sglang"),
+        (["+new.key=1"], "new"),
+    ],
+)
+def test_bad_input_names_the_key(overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(compose(overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_configuration_survives_a_round_trip(tmp_path):
+    from omegaconf import OmegaConf
+
+    config = make_config(sparsity={"percent": 99.99}, eval={"paths": {"gsm8k": "x", "math": None}})
+    assert from_plain(to_plain(config)) == config
+    OmegaConf.save(OmegaConf.create(to_plain(config)), tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    with pytest.raises(UserError, match="does not exist"):
+        read_config(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="does not fit"):
+        from_plain(to_plain(config) | {"novel": 1})
+
+
+def test_identity_is_what_influences_the_result():
+    base = identity(make_config())
+    assert identity(make_config(run_dir="elsewhere", resume=True, tracker={"uri": "http://x"}, checkpoints={"every": 7})) == base
+    moved = make_config(rollout={"url": "http://x:1", "timeout_s": 5.0, "gpu_memory_utilization": 0.9, "kv_cache_mib": 256})
+    assert identity(moved) == base
+    assert differing_keys(to_plain(make_config()), to_plain(moved)) == []
+    for change in (
+        {"mask_seed": 1},
+        {"seed": {"train": 1}},
+        {"sparsity": {"percent": 99.5}},
+        {"train": {"steps": 4}},
+        {"lr": {"value": 1e-4}},
+    ):
+        assert identity(make_config(**change)) != base
