@@ -61,11 +61,12 @@ def run(config: "Config", run_dir: Path) -> None:
     from mth.grid.preflight import preflight
     from mth.runs.folder import RunFolder
 
-    preflight([Cell((), "", config, {})])
     root = runs_root()
-    place = place_run(config, run_dir, root)
-    if place.dir != run_dir:
-        for empty in (run_dir, run_dir.parent):  # Hydra made it
+    try:
+        preflight([Cell((), "", config, {})])
+        place = place_run(config, run_dir, root)
+    finally:
+        for empty in (run_dir, run_dir.parent):  # Hydra made it; the run makes its folder itself
             with suppress(OSError):
                 empty.rmdir()
     if not place.to_do:

@@ -7,7 +7,7 @@ from enum import Enum
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from mth.config.options import options
+from mth.config.options import values
 from mth.foundations.errors import UserError
 
 
@@ -15,7 +15,7 @@ def key(default: Any, meaning: str, *, place: bool = False, group: str | None = 
     """A dataclass field.
 
     meaning: one line for people. place: the key says where or how a run happens, so it's not part of its identity.
-    group: the value names a file of conf/<group>/. later: added after runs were published; it enters an identity only if it's not the default.
+    group: the value is one that a file of conf/<group>/ gives the key. later: added after runs were published; it enters an identity only if it's not the default.
     bounds: `least` and `most` (inclusive), `above` and `below` (exclusive); they imply a finite number. None is always allowed where the type does.
     """
     metadata = {"meaning": meaning, "place": place, "group": group, "later": later, "bounds": bounds}
@@ -58,7 +58,11 @@ def _key(each: Field, name: str, hint: Any, place: bool) -> Key:
     kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not type(None)]
     kind, group = kinds[0], each.metadata.get("group")
     choices = (
-        tuple(option.name for option in kind) if isinstance(kind, type) and issubclass(kind, Enum) else options(group) if group else ()
+        tuple(option.name for option in kind)
+        if isinstance(kind, type) and issubclass(kind, Enum)
+        else values(group, each.name)
+        if group
+        else ()
     )
     default = each.default if each.default_factory is MISSING else each.default_factory()
     text = getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)
@@ -97,8 +101,9 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             continue
         group = each.metadata.get("group")
         for one in (found if isinstance(found, list) else [found]) if group else ():
-            if one not in options(group):
-                raise UserError(f"{name}={one} is unknown; choose one of {', '.join(options(group))}")
+            known = values(group, "name" if isinstance(found, list) else each.name)
+            if one not in known:
+                raise UserError(f"{name}={one} is unknown; choose one of {', '.join(known)}")
         bounds = each.metadata.get("bounds", {})
         if bounds and not _within(found, **bounds):
             raise UserError(f"{name}={found:.9g} must be {range_text(bounds)}")

@@ -15,7 +15,7 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
     """Check all cells. Returns the facts of their models, from which a plan is made.
 
     Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
-    no active entry, or if a reply is longer than the model's context. No weights are loaded, nothing is fetched from a hub.
+    no active entry, or if a reply is longer than the model's context. Loads no weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
     models: dict[str, ModelFacts] = {}
     data: set[str] = set()

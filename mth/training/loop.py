@@ -14,7 +14,7 @@ from mth.runs.summary import Summary
 from mth.training.evaluation import evaluate, evaluate_base
 from mth.training.learner import Learner
 from mth.training.metrics import passes, peak_memory, timed
-from mth.training.record import recording
+from mth.training.recorder import recording
 from mth.training.setup import assemble
 from mth.training.step import train_step
 
@@ -32,29 +32,30 @@ def train(
     with lock_run(run_dir, config, patience_s) as folder, assemble(config) as parts:
         run = Learner(parts, folder)
         run.announce()
-        with recording(run, root, grid) as record:
+        with recording(run, root, grid) as recorder:
             if run.progress.step < 0:
-                record.log(timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid), EVALUATION_SECONDS), 0)
+                recorder.log(timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid), EVALUATION_SECONDS), 0)
             if run.progress.unlogged is not None:  # stopped between a step and its evaluation
-                record.log(run.progress.unlogged | evaluate_trained(run), run.progress.step)
+                recorder.log(run.progress.unlogged | evaluate_trained(run), run.progress.step)
+            recorder.look_back()
             done, steps = run.progress.step, config.train.steps
             bar = tqdm(range(done + 1, steps + 1), desc="train", unit="step", initial=done, total=steps)
             for step in bar:
-                if record.stopped:
+                if recorder.stopped:
                     break
                 if requests.stop:
-                    record.status = "interrupted"
+                    recorder.status = "interrupted"
                     break
                 metrics = train_step(run, step)
-                last = record.watch(metrics, step) or step == steps
+                last = recorder.watch(metrics, step) or step == steps
                 if last or is_due(step, config.eval.every):
                     metrics = metrics | evaluate_trained(run)
-                record.log(metrics, step)
+                recorder.log(metrics, step)
                 bar.set_postfix(reward=f"{metrics[REWARD]:.3f}", **passes(metrics))
                 if requests.save or is_due(step, config.checkpoints.every):
                     requests.save = False
                     run.save()
-    return record.summary
+    return recorder.summary
 
 
 def is_due(step: int, every: int) -> bool:

@@ -36,7 +36,7 @@ from mth.training.prompts import prompts
 from mth.training.update import update
 from tests.conftest import make_config
 
-GOLDEN = Path(__file__).parent / "data" / "golden.json"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden.json"
 NOT_REPEATABLE = ("seconds/", "tokens_per_second", "peak_memory_bytes")
 
 
@@ -56,7 +56,7 @@ def run(tmp_path, name, **sections):
 def test_golden_run(tmp_path):
     """A refactor leaves this run identical. Bits are compared where processor and torch are those of the record, elsewhere closely.
 
-    To record it anew after a change that is meant to change it: MTH_RECORD_GOLDEN=1 pytest tests/test_trainer.py -k golden
+    To record it anew after a change that is meant to change it: MTH_RECORD_GOLDEN=1 pytest tests/training/test_loop.py -k golden
     """
     run(tmp_path, "run", task={"name": "alphabet_sort"}, rollout={"max_tokens": 96})
     digest = hashlib.sha256(values_of(tmp_path / "run").numpy().tobytes()).hexdigest()

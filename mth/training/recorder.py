@@ -1,4 +1,4 @@
-"""The record of a run: metrics as they come, whether it collapsed, and a summary whatever happens."""
+"""Records a run: metrics as they come, whether it collapsed, and a summary whatever happens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +17,23 @@ from mth.training.learner import Learner
 from mth.training.metrics import peak_memory
 
 
-class Record:
+class Recorder:
     """What is known of a run so far. status: how it ends, if it ended now. collapsed: why it counts as collapsed; None if it does not."""
 
     def __init__(self, run: Learner, tracker: Tracker) -> None:
         self.run, self.tracker = run, tracker
         self.status = "finished"
-        self.collapsed = past_collapse(tracker.journal, run.parts.config)
+        self.collapsed: str | None = None
         self.summary = Summary()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Write a step's metrics; from then on the step is done."""
         self.tracker.log(step, metrics)
         self.run.progress.step, self.run.progress.unlogged = step, None
+
+    def look_back(self) -> None:
+        """Mark a resumed run that collapsed on the way to where its journal ends."""
+        self.collapsed = past_collapse(self.tracker.journal, self.run.parts.config)
 
     def watch(self, metrics: dict[str, float], step: int) -> bool:
         """Look for a collapse at a step that the journal does not have yet. Returns True if the run is to end there."""
@@ -48,7 +52,7 @@ class Record:
 
 
 @contextmanager
-def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Record]:
+def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]:
     """Opens journal and tracker. At the end saves a checkpoint, writes the summary and closes the tracker, also after an error.
 
     If the engine failed, the checkpoint is of the last step; after another error the last one on disk stays.
@@ -56,28 +60,28 @@ def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Record]:
     run_dir, config = run.folder.path, run.parts.config
     run.folder.add_to_record(facts=run.facts)
     tracker = Tracker(config, run_dir, root, run.progress.logged, run.facts, run_tags(run_dir, root, grid))
-    record = Record(run, tracker)
+    recorder = Recorder(run, tracker)
     reason = None
     try:
-        yield record
-        if record.collapsed is not None and record.status == "finished":
-            record.status = "collapsed"
-        reason = record.collapsed
+        yield recorder
+        if recorder.collapsed is not None and recorder.status == "finished":
+            recorder.status = "collapsed"
+        reason = recorder.collapsed
         run.save()
     except BaseException as error:
-        record.status, reason = "failed", first_line(error)
+        recorder.status, reason = "failed", first_line(error)
         if isinstance(error, EngineError) and run.progress.logged >= 0:
             run.save()
         raise
     finally:
         ticket = run.parts.ticket
         peak = float(peak_memory(ticket.values.device))
-        record.summary = summarize(tracker.journal, config, record.status, reason, ticket, ticket.memory(run.optimizer), peak)
+        recorder.summary = summarize(tracker.journal, config, recorder.status, reason, ticket, ticket.memory(run.optimizer), peak)
         try:
-            run.folder.write_summary(record.summary)
+            run.folder.write_summary(recorder.summary)
         except OSError as error:
             tqdm.write(f"warning: {run.folder.summary_file} could not be written ({error})")
-        tracker.close(MLFLOW_STATUS[record.status], {"mth.status": record.status} | ({"mth.reason": reason} if reason else {}))
+        tracker.close(MLFLOW_STATUS[recorder.status], {"mth.status": recorder.status} | ({"mth.reason": reason} if reason else {}))
 
 
 def past_collapse(journal: Journal, config: Config) -> str | None:
