@@ -57,13 +57,10 @@ def keys(schema: type, prefix: str = "", place: bool = False) -> Iterator[Key]:
 def _key(each: Field, name: str, hint: Any, place: bool) -> Key:
     kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not type(None)]
     kind, group = kinds[0], each.metadata.get("group")
-    choices = (
-        tuple(option.name for option in kind)
-        if isinstance(kind, type) and issubclass(kind, Enum)
-        else values(group, each.name)
-        if group
-        else ()
-    )
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = tuple(option.name for option in kind)
+    else:
+        choices = values(group, "name" if get_args(kind) else each.name) if group else ()
     default = each.default if each.default_factory is MISSING else each.default_factory()
     text = getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)
     return Key(
