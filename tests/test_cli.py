@@ -157,7 +157,7 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path):
         archive.extractall(site)
     where = mth("train", "--cfg", "job", cwd=empty, env=os.environ | {"PYTHONPATH": str(site)})
     assert "percent: 99" in where.stdout
-    code = "import mth, mth.paths; print(mth.__file__); print(mth.paths.conf_dir())"
+    code = "import mth, mth.foundations.paths as p; print(mth.__file__); print(p.conf_dir())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=empty,

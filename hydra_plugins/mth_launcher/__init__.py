@@ -22,6 +22,10 @@ class GridSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from mth.config.launchers import LAUNCHERS
+        from mth.foundations.errors import require
+
+        require(config.hydra.launcher.get("kind") in LAUNCHERS, f"hydra/launcher= must be one of {', '.join(LAUNCHERS)}")
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
 
