@@ -66,7 +66,8 @@ def run(config: "Config", run_dir: Path) -> None:
         preflight([Cell((), "", config, {})])
         place = place_run(config, run_dir, root)
     finally:
-        for empty in (run_dir, run_dir.parent):  # Hydra made it; the run makes its folder itself
+        dated = [run_dir.parent] if run_dir.parent.parent == root else []
+        for empty in (run_dir, *dated):  # Hydra made them; the run makes its folder itself
             with suppress(OSError):
                 empty.rmdir()
     if not place.to_do:

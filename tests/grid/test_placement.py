@@ -76,3 +76,12 @@ def test_the_same_single_command_again_runs_nothing_and_says_so(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []  # Hydra's empty folder is gone
     train("force=true")
     assert len(list(tmp_path.rglob("run.json"))) == 2
+
+
+@pytest.mark.parametrize("more", [[], ["resume=true"]])
+def test_a_run_in_an_empty_folder_leaves_that_folder_in_place(tmp_path, more):
+    command = [sys.executable, "-m", "mth.train", *SMALL, "run_dir=mine", *more]
+    made = tmp_path.stat().st_ino
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, tmp_path.stat().st_ino) == (2 if more else 0, made), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ([] if more else ["mine"])
