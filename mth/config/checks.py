@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from mth.config.choices import ClipNorm, WeightGradient
+from mth.config.choices import LAYER_FAMILIES, ClipNorm, WeightGradient
 from mth.config.learning_rates import RATES
 from mth.config.options import options
 from mth.foundations.errors import require
@@ -19,7 +19,7 @@ def check_rules(config: Any) -> None:
         require(most >= least, f"task.{high}={most} must be at least task.{low}={least}")
     for name in c.eval.paths:
         require(name in options("task"), f"eval.paths.{name} is unknown; choose from {', '.join(options('task'))}")
-    require(c.mask.budget is None or "layer" in c.mask.family, "mask.budget belongs to mask=first_layer and mask=last_layer")
+    require(c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer and mask=last_layer")
     require(c.mask.magnitude is None or c.mask.family == "magnitude", "mask.magnitude belongs to mask=magnitude")
     require(
         not (c.optimizer.clip_norm is ClipNorm.dense and c.optimizer.weight_gradient is WeightGradient.sampled),

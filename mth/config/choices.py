@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+LAYER_FAMILIES = ("first_layer", "last_layer")  # mask families that have a budget
+
 
 class Init(Enum):
     """Published or local weights, or random weights in the model's real shapes."""

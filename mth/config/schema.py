@@ -6,6 +6,7 @@ from typing import Any
 
 from mth.config.checks import check_rules
 from mth.config.choices import (
+    LAYER_FAMILIES,
     Advantage,
     Budget,
     ClipNorm,
@@ -93,7 +94,7 @@ class MaskConfig:
     options: dict[str, Any] = key({}, "further options of the family, named by its file in mth/tickets/masks/", later=True)
 
     def __post_init__(self) -> None:
-        self.budget = self.budget or (Budget.matched if self.family in ("first_layer", "last_layer") else None)
+        self.budget = self.budget or (Budget.matched if self.family in LAYER_FAMILIES else None)
         self.magnitude = self.magnitude or (Magnitude.largest if self.family == "magnitude" else None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from mth.rollout.player import Rollout
+from mth.runs.metrics import REWARD
 from mth.training.advantages import no_signal
 from mth.training.evaluation import is_right, mean
 
@@ -15,7 +16,7 @@ def rollout_metrics(rollouts: list[Rollout], rewards: torch.Tensor) -> dict[str,
     """What the rollouts of a step [P, G] look like."""
     lengths = [rollout.completion_tokens for rollout in rollouts]
     return {
-        "reward/mean": rewards.mean().item(),
+        REWARD: rewards.mean().item(),
         "reward/std": rewards.std(correction=0).item(),
         "reward/pass": mean([float(is_right(rollout.reward)) for rollout in rollouts]),
         "groups/no_signal_share": no_signal(rewards).double().mean().item(),
