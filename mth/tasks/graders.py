@@ -8,23 +8,7 @@ import sys
 from functools import lru_cache
 
 from mth.foundations.errors import UserError
-
-
-def last_boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...} in a text, or of a last `\\boxed 2` without braces. None if there is none or its braces do not balance."""
-    start = text.rfind("\\boxed")
-    if start < 0:
-        return None
-    rest = text[start + len("\\boxed") :]
-    if not rest.startswith("{"):
-        words = rest.split()
-        return words[0].rstrip("$.") if rest.startswith(" ") and words else None
-    depth = 0
-    for position, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:position]
-    return None
+from mth.tasks.extraction import last_boxed
 
 
 def strict(reply: str, gold: str) -> float:

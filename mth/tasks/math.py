@@ -8,7 +8,7 @@ from mth.config.schema import TaskConfig
 from mth.tasks.base import Episode, Task, hold_out
 from mth.tasks.boxed import SYSTEM, boxed_score
 from mth.tasks.data import read_rows
-from mth.tasks.graders import last_boxed
+from mth.tasks.extraction import BOXED, FBOX, last_boxed
 
 SOURCE = "EleutherAI/hendrycks_math"
 
@@ -17,7 +17,7 @@ def math_episodes(rows: Iterable[dict[str, Any]], prompt: Prompt) -> list[Episod
     """Episodes from rows with `problem`, and `answer` or a worked `solution`. Drops rows without a gold answer."""
     episodes = []
     for index, row in enumerate(rows):
-        gold = row.get("answer") or last_boxed(row.get("solution") or "") or ""
+        gold = row.get("answer") or last_boxed(row.get("solution") or "", (BOXED, FBOX)) or ""
         if gold.strip():
             episodes.append(Episode(f"row{index}", (row["problem"],), (gold.strip(),), SYSTEM[prompt]))
     return episodes

@@ -8,25 +8,9 @@ from pathlib import Path
 import pytest
 
 from mth.foundations.errors import UserError
-from mth.tasks.graders import MathVerifier, last_boxed, math_verify, strict
+from mth.tasks.graders import MathVerifier, math_verify, strict
 
 GOLD = (Path(__file__).parents[1] / "data" / "gsm8k_test_gold.txt").read_text().split()
-
-
-@pytest.mark.parametrize(
-    ("text", "boxed"),
-    [
-        (r"so \boxed{12}.", "12"),
-        (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed 2$", "2"),
-        (r"\boxed{unbalanced", None),
-        ("no box", None),
-        (r"\boxed", None),
-        (r"\boxed{}", ""),
-    ],
-)
-def test_last_boxed(text, boxed):
-    assert last_boxed(text) == boxed
 
 
 def test_both_graders_accept_every_gold_answer_and_reject_its_successor():
