@@ -9,16 +9,18 @@ With checkpoint= model, mask and task are those of the run; further keys change 
 eval.temperature=0 (greedy). --json prints the result as JSON.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mth.config.cli import asks_for_help, one_line_errors
 from mth.foundations.errors import require
+from mth.foundations.files import to_json
+from mth.foundations.statistics import plus_minus
 
 if TYPE_CHECKING:
     from mth.config.schema import Config
+    from mth.training.evaluation import Evaluation
 
 
 def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[st
         require(whole, f"{override}: with checkpoint= choose a task or single keys, not {path[0]}=")
         target, source = result, composed
         for part in path[:-1]:
-            target[part] = dict(target[part])
+            target[part] = dict(target.get(part) or {})
             target, source = target[part], source[part]
         target[path[-1]] = source[path[-1]]
         if path == ["task"] and not any(o.startswith("eval.tasks=") for o in overrides):
@@ -41,23 +43,37 @@ def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[st
     return result
 
 
-def evaluation(overrides: list[str]) -> "tuple[Config, dict[str, float]]":
-    """Configuration and metrics of the evaluation that these overrides ask for."""
+def evaluation(overrides: list[str]) -> "tuple[Config, Evaluation]":
+    """The evaluation that these overrides ask for, and its configuration.
+
+    With a checkpoint, tasks that its run evaluated have the run's limits and samples, others those of their own recipes.
+    """
+    from omegaconf import OmegaConf
+
     from mth.config.compose import compose
     from mth.config.overrides import rewrite_numbers
-    from mth.config.stored import from_plain, load, to_plain
+    from mth.config.recipes import load_run, with_own_recipes
+    from mth.config.stored import from_plain
 
-    config = load(compose(overrides))
+    composed = compose(overrides)
+    config = load_run(composed, overrides)
     from mth.runs.checkpoint import open_checkpoint
-    from mth.training.evaluation import evaluate
+    from mth.training.evaluation import evaluate, warn_of_cut_replies
     from mth.training.setup import assemble
 
     checkpoint = None
     if config.checkpoint is not None:
         checkpoint = open_checkpoint(Path(config.checkpoint))
-        config = from_plain(overlay(checkpoint.header["config"], to_plain(config), rewrite_numbers(overrides)))
+        run, plain = checkpoint.config, OmegaConf.to_container(composed, enum_to_str=True)
+        assert isinstance(plain, dict)
+        config = from_plain(
+            overlay(checkpoint.header["config"], {str(key): value for key, value in plain.items()}, rewrite_numbers(overrides))
+        )
+        config = with_own_recipes(config, overrides, as_given=run.eval.tasks or [])
     with assemble(config, checkpoint) as parts:
-        return config, evaluate(parts.player, parts.eval_tasks, config)
+        result = evaluate(parts.player, parts.eval_tasks, config)
+    warn_of_cut_replies(result.metrics, config)
+    return config, result
 
 
 @one_line_errors
@@ -67,14 +83,15 @@ def main(arguments: list[str]) -> None:
 
         print(command_help(__doc__, [argument for argument in arguments if not argument.startswith("-")]))
         return
-    config, metrics = evaluation([argument for argument in arguments if argument != "--json"])
+    _, result = evaluation([argument for argument in arguments if argument != "--json"])
     if "--json" in arguments:
-        print(json.dumps(metrics, indent=1))
+        print(to_json(result.metrics, indent=1))
         return
-    print(f"{'task':16}{'pass@1':>8}{'reward':>8}{'tokens':>8}{'cut off':>9}")
-    for task in config.eval.tasks or []:
-        values = [metrics[f"eval/{task}/{key}"] for key in ("pass_at_1", "reward", "completion_tokens", "truncated_share")]
-        print(f"{task:16}{values[0]:8.3f}{values[1]:8.3f}{values[2]:8.1f}{values[3]:9.3f}")
+    print(f"{'task':16}{'prompts':>8}{'pass@1':>16}{'reward':>16}{'tokens':>8}{'cut off':>9}")
+    for task, rewards in result.rewards.items():
+        values = {key.split("/")[2]: value for key, value in result.metrics.items() if key.startswith(f"eval/{task}/")}
+        measured = "".join(f"{plus_minus(values[key], values.get(f'{key}_error')):>16}" for key in ("pass_at_1", "reward"))
+        print(f"{task:16}{len(rewards):8}{measured}{values['completion_tokens']:8.1f}{values['truncated_share']:9.3f}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from mth.foundations.errors import require
 
 
 def export(source: Path, out: Path) -> None:
-    """Write model (safetensors) and tokenizer to `out`. Raises UserError if `out` is not empty or `source` is not a checkpoint."""
+    """Write model and tokenizer to `out`, as `save_model` does. Raises UserError if `out` is not empty or `source` is not a checkpoint."""
     require(not out.is_file(), f"{out} is a file; choose a new folder")
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; choose another folder")
+    from mth.models.save import save_model
     from mth.runs.checkpoint import open_checkpoint
     from mth.training.setup import assemble_ticket
 
@@ -18,8 +19,7 @@ def export(source: Path, out: Path) -> None:
     config = checkpoint.config
     config.model.device = "cpu"
     policy, _ = assemble_ticket(config, checkpoint)
-    policy.model.save_pretrained(out)
-    policy.tokenizer.save_pretrained(out)
+    save_model(policy.model, policy.tokenizer, out)
 
 
 @one_line_errors

@@ -29,7 +29,6 @@ def exact_share(model, tokenizer, batch) -> float:
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
     """Train and save model, tokenizer and a record of how they were made to `config.out`."""
-    import json
     import random
     import time
     from pathlib import Path
@@ -38,6 +37,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     from tqdm import tqdm
 
     from mth.config.stored import to_plain
+    from mth.foundations.files import write_json
     from mth.models.load import resolve_device
     from mth.models.pretraining import (
         Slips,
@@ -50,6 +50,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         names_per_turn,
         train_tokenizer,
     )
+    from mth.models.save import save_model
 
     torch.manual_seed(config.seed)
     device = resolve_device(config.device)
@@ -89,9 +90,8 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 f"step {step + 1}: " + " ".join(f"{key} {value:.3f}" for key, value in record.items()) + f" {time.time() - started:.0f} s"
             )
             if config.snapshots:
-                model.save_pretrained(out / f"step_{step + 1}")
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+                save_model(model, tokenizer, out / f"step_{step + 1}")
+    save_model(model, tokenizer, out)
     made = {
         "command": "python -m mth.pretrain",
         "config": {key: value for key, value in to_plain(config).items() if key not in ("out", "snapshots")},
@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         "result": record,
         "seconds": round(time.time() - started),
     }
-    (out / "pretraining.json").write_text(json.dumps(made, indent=1) + "\n")
+    write_json(out / "pretraining.json", made)
     return record
 
 

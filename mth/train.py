@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> None:
     """Print what a user wants to know at the end: before and after, where it is, how to look at it."""
     from mth.config.choices import TrackerName
+    from mth.foundations.statistics import plus_minus
     from mth.runs.mlflow import default_uri, ui_command
 
     trained = f"{summary.active_parameters:,} of {summary.total_parameters:,} parameters trained"
@@ -43,11 +44,12 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
     if summary.reason:
         print(f"reason: {summary.reason}")
     for task, base in summary.base.items():
-        final = summary.final[task]
-        gain = final["pass_at_1"] - base["pass_at_1"]
-        print(
-            f"{task:14} pass@1  base {base['pass_at_1']:.3f} -> trained {final['pass_at_1']:.3f} ({gain:+.3f})   reward {base['reward']:.3f} -> {final['reward']:.3f}"
-        )
+        final, change = summary.final[task], summary.change.get(task, {})
+        for key in ("pass_at_1", "reward"):
+            error = f"{key}_error"
+            ends = (plus_minus(each[key], each.get(error)) for each in (base, final))
+            gain = plus_minus(final[key] - base[key], change.get(error), "+")
+            print(f"{task:14} {key.replace('_at_', '@'):7} base {' -> trained '.join(ends)} ({gain})")
     print(f"run folder:     {run_dir}")
     if config.tracker.name is TrackerName.mlflow:
         print(f"MLflow UI:      {ui_command(config.tracker.uri or default_uri(root))}")
@@ -77,7 +79,7 @@ def run(config: "Config", run_dir: Path) -> None:
         print(f"continuing the run in {place.dir} (force=true starts anew)")
     elif place.beginning is not None:
         print(f"continuing from {place.beginning}, which is a shorter run of the same configuration (force=true starts anew)")
-    place.prepare()
+    place.prepare(config)
     from mth.training.loop import train
 
     requests = listen()
@@ -90,9 +92,9 @@ def run(config: "Config", run_dir: Path) -> None:
 def main(cfg: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from mth.config.stored import load
+    from mth.config.recipes import load_run
 
-    config = load(cfg)
+    config = load_run(cfg, list(HydraConfig.get().overrides.task))
     choice = HydraConfig.get().runtime.choices["hydra/launcher"]
     require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
     run(config, Path(HydraConfig.get().runtime.output_dir))

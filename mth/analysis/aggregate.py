@@ -82,11 +82,20 @@ def last_value(run: Run, metric: str) -> float:
 
 
 def mean_curve(runs: Sequence[Run], metric: str) -> pd.DataFrame:
-    """Mean, sample std and count of a metric by step, over the runs that have it at that step. Empty if no run has it."""
-    columns = [values for run in runs if len(values := series(run, metric))]
-    if not columns:
+    """Mean, sample std and count of a metric by step, over all runs that have the metric. Empty if no run has it.
+
+    A run that its collapse ended keeps its last value from then on. Steps at which a run has no value are left out, so every point is over
+    the same runs.
+    """
+    having = [run for run in runs if len(series(run, metric))]
+    if not having:
         return pd.DataFrame({"mean": [], "std": [], "count": []})
-    wide = pd.concat(columns, axis=1)
+    wide = pd.concat([series(run, metric) for run in having], axis=1).sort_index()
+    for column, run in enumerate(having):
+        if run.collapsed:
+            values = wide.iloc[:, column]
+            wide.isetitem(column, values.where(wide.index <= values.last_valid_index(), values.ffill()))
+    wide = wide.dropna()
     return pd.DataFrame({"mean": wide.mean(axis=1), "std": wide.std(axis=1), "count": wide.count(axis=1)})
 
 

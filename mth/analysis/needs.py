@@ -10,8 +10,9 @@ from mth.config.cells import cells_of
 from mth.config.compose import compose
 from mth.config.identity import identity, identity_keys
 from mth.config.paper import TASK_OF
+from mth.config.recipes import load_run
 from mth.config.schema import Config
-from mth.config.stored import flat, load, to_plain
+from mth.config.stored import flat, to_plain
 
 VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")  # what the paper's experiments vary; all other keys are a setting
 
@@ -52,7 +53,7 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     arguments = [f"experiment={experiment}", f"model={config.model.name}", f"task={config.task.name}"]
     if config.model.name not in TASK_OF:  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
-    arguments += _overrides(load(compose(arguments)), config)
+    arguments += _overrides(load_run(compose(arguments), arguments), config)
     cells = [cell.config for cell in cells_of(arguments)]
     typed = arguments
     if any(cell.lr.value is None for cell in cells):
@@ -71,9 +72,13 @@ def all_runs(runs: Sequence[Run]) -> Need:
 
 
 def _overrides(base: Config, config: Config) -> list[str]:
-    """Overrides that turn the setting of `base` into the setting of `config`."""
+    """Overrides that turn the setting of `base` into the setting of `config`.
+
+    What an evaluated task has from its own recipe is always named: a stored configuration may have it from another one.
+    """
     ours, theirs, values = flat(identity_keys(base)), flat(identity_keys(config)), flat(to_plain(config))
-    keys = [key for key in values if key.split(".")[0] not in VARIED and ours.get(key) != theirs.get(key)]
+    own = {"eval.samples", "eval.temperature", "eval.max_tokens", "task.grader"} if config.eval.tasks != [config.task.name] else set()
+    keys = [key for key in values if key.split(".")[0] not in VARIED and (ours.get(key) != theirs.get(key) or key in own)]
     return [f"{key}={_text(values[key])}" for key in keys]
 
 

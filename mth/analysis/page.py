@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mth.analysis.aggregate import run_table, tidy_frame
 from mth.analysis.collection import Collection, Run
+from mth.analysis.errors import error
 from mth.analysis.figures import figures
 from mth.analysis.figures.base import FigureSpec, Item, Setting
 from mth.analysis.frame import write_frame
@@ -133,11 +134,15 @@ def paper_section(out: Path) -> dict[str, Any]:
 
 
 def runs_with_results(runs: Sequence[Run], tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`run_table` without identities, with the metric before and after training on each task. tidy: `tidy_frame` of the runs."""
+    """`run_table` without identities, with the metric before and after training on each task, and the standard error over prompts after.
+
+    tidy: `tidy_frame` of the runs.
+    """
     table = run_table(runs).drop(columns="identity")
     for task in sorted({task for run in runs if run.done for task in run.config.eval.tasks or []}):
         by_run = tidy[tidy["metric"] == eval_metric(task, metric)].sort_values("step").groupby("run", observed=False)["value"]
         table[f"{task} before"], table[f"{task} after"] = by_run.first().to_numpy(), by_run.last().to_numpy()
+        table[f"{task} error"] = [error([run], eval_metric(task, metric)) for run in runs]
     return table
 
 

@@ -34,6 +34,7 @@ def level_style(number: int, percent: float) -> dict[str, Any]:
 
 
 def draw_full_training(axes: Axes, curve: pd.DataFrame) -> None:
-    """Draw full training over steps as a dashed black line. curve: from `mean_curve`; nothing is drawn if it is empty."""
+    """Draw full training over steps as a dashed black line with its band. curve: from `errors.curve`; nothing is drawn if it is empty."""
     if len(curve):
+        axes.fill_between(curve.index, curve["mean"] - curve["band"], curve["mean"] + curve["band"], color=BLACK, alpha=0.1, linewidth=0)
         axes.plot(curve.index, curve["mean"], "--", color=BLACK, linewidth=1.6, label="full training", zorder=5)

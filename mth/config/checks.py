@@ -17,8 +17,9 @@ def check_rules(config: Any) -> None:
     for low, high in (("min_turns", "max_turns"), ("min_names", "max_names")):
         least, most = getattr(c.task, low), getattr(c.task, high)
         require(most >= least, f"task.{high}={most} must be at least task.{low}={least}")
-    for name in c.eval.paths:
-        require(name in options("task"), f"eval.paths.{name} is unknown; choose from {', '.join(options('task'))}")
+    for key, names in (("paths", c.eval.paths), ("per_task", c.eval.per_task)):
+        for name in names:
+            require(name in options("task"), f"eval.{key}.{name} is unknown; choose from {', '.join(options('task'))}")
     require(c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer and mask=last_layer")
     require(c.mask.magnitude is None or c.mask.family == "magnitude", "mask.magnitude belongs to mask=magnitude")
     require(
@@ -31,8 +32,12 @@ def check_rules(config: Any) -> None:
 
 
 def check_trainable(config: Any) -> None:
-    """Raises UserError if the configuration can be evaluated but not trained."""
-    c = config
+    """Raises UserError if the configuration can be evaluated but not trained, or asks for a sparsity that looks like a share of 1.
+
+    A run that was trained with such a sparsity can still be read.
+    """
+    c, percent = config, config.sparsity.percent
+    require(not 0 < percent < 1, f"sparsity.percent={percent:g} is a share, not a percent: did you mean {100 * percent:.9g}?")
     require(
         c.lr.value is not None,
         f"model.path={c.model.path} has no learning rates; give lr=... or model.lr_table= one of {', '.join(RATES)}",

@@ -3,6 +3,7 @@
 from enum import Enum
 
 LAYER_FAMILIES = ("first_layer", "last_layer")  # mask families that have a budget
+FIXED_FAMILIES = ("magnitude",)  # mask families that draw nothing: one mask, whatever the seed
 
 
 class Init(Enum):
@@ -68,10 +69,11 @@ class Logprobs(Enum):
 
 
 class Grader(Enum):
-    """Equal text, or mathematical equivalence by the math-verify library."""
+    """Equal text, mathematical equivalence by the math-verify library, or equal text as the published GSM8K runs' environment reads it."""
 
     strict = "strict"
     math_verify = "math_verify"
+    environment = "environment"
 
 
 class Prompt(Enum):
@@ -89,11 +91,23 @@ class OptimizerName(Enum):
     sgd = "sgd"
 
 
+class Decay(Enum):
+    """Share of a value that AdamW's weight decay takes at step t: lr x weight_decay, or that over 1 - beta1^t (as the published code does)."""
+
+    plain = "plain"
+    corrected = "corrected"
+
+
 class Budget(Enum):
     """Entries of a one-layer mask: as many as the random mask has, or the whole layer (paper, appendix C)."""
 
     matched = "matched"
     whole_layer = "whole_layer"
+
+
+def is_seeded(family: str, budget: Budget | str | None) -> bool:
+    """Whether masks of a family with this budget, an option or its name, differ between seeds."""
+    return family not in FIXED_FAMILIES and budget not in (Budget.whole_layer, Budget.whole_layer.name)
 
 
 class Magnitude(Enum):

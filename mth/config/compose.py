@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,6 +44,9 @@ def register_schemas() -> None:
 def explain(error: Exception) -> str:
     """One line for what Hydra says in many; a key that does not exist comes with the nearest one that does."""
     text = " ".join(str(error).split("Config search path:")[0].split())
+    if isinstance(error, OverrideParseException) and '"' not in error.override and "=" in error.override:
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read; put the value in quotes: '{key}=\"{value}\"'"
     cause = str(error.__cause__ or "").split("\n")[0]
     if "Config group override must be" in text:
         return MIXTURE

@@ -1,7 +1,8 @@
 """Fields that carry their own meaning, range and place in a run's identity: ranges, --help and the documentation follow from them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from types import UnionType
@@ -11,16 +12,26 @@ from mth.config.options import values
 from mth.foundations.errors import UserError
 
 
-def key(default: Any, meaning: str, *, place: bool = False, group: str | None = None, later: bool = False, **bounds: float) -> Any:
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    place: bool = False,
+    group: str | None = None,
+    later: bool = False,
+    matters: Callable[[Any], bool] | None = None,
+    **bounds: float,
+) -> Any:
     """A dataclass field.
 
     meaning: one line for people. place: the key says where or how a run happens, so it's not part of its identity.
     group: the value is one that a file of conf/<group>/ gives the key. later: added after runs were published; it enters an identity only if it's not the default.
+    matters: whether the key has an effect, given the whole configuration; where it has none, it takes its default (`reset_idle`).
     bounds: `least` and `most` (inclusive), `above` and `below` (exclusive); they imply a finite number. None is always allowed where the type does.
     """
-    metadata = {"meaning": meaning, "place": place, "group": group, "later": later, "bounds": bounds}
+    metadata = {"meaning": meaning, "place": place, "group": group, "later": later, "matters": matters, "bounds": bounds}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -94,6 +105,9 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         if is_dataclass(found) and not isinstance(found, type):
             check_ranges(found, f"{name}.")
             continue
+        for inner, one in found.items() if isinstance(found, dict) else ():
+            if is_dataclass(one):
+                check_ranges(one, f"{name}.{inner}.")
         if found is None:
             continue
         group = each.metadata.get("group")
@@ -104,6 +118,17 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         bounds = each.metadata.get("bounds", {})
         if bounds and not _within(found, **bounds):
             raise UserError(f"{name}={found:.9g} must be {range_text(bounds)}")
+
+
+def reset_idle(config: Any, section: Any = None) -> None:
+    """Give every key without effect its default, so that configurations which compute the same are equal. config: a Config, changed in place."""
+    section = config if section is None else section
+    for each in fields(section):
+        found, matters = getattr(section, each.name), each.metadata.get("matters")
+        if is_dataclass(found) and not isinstance(found, type):
+            reset_idle(config, found)
+        elif matters is not None and not matters(config):
+            setattr(section, each.name, each.default)
 
 
 def _within(number: float, least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf) -> bool:

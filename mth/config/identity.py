@@ -11,6 +11,7 @@ from mth.config.stored import to_plain
 
 PLACES = frozenset(key.name for key in keys(Config) if key.place)
 LATER = {key.name: key.default for key in keys(Config) if key.later}
+SETTLED = {"model.device": "auto"}  # places that published identities hold: they enter with this value
 FIRST_TASKS = (
     "alphabet_sort",
     "gsm8k",
@@ -28,6 +29,9 @@ def identity_keys(config: Any, prefix: str = "") -> dict[str, Any]:
     result = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
+        if value is None and prefix.startswith("eval.per_task."):  # as the shared value
+            continue
+        value = SETTLED.get(name, value)
         if name in PLACES or (name in LATER and value == LATER[name]):
             continue
         kept = identity_keys(value, f"{name}.") if isinstance(value, dict) and name not in LATER else value

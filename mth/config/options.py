@@ -22,5 +22,5 @@ def values(group: str, key: str) -> tuple[str, ...]:
 @cache
 def groups() -> tuple[str, ...]:
     """Names of all groups that a user chooses from, `hydra/launcher` included."""
-    names = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "recipe")]
+    names = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "recipe", "published")]
     return (*sorted(names), "hydra/launcher")

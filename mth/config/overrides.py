@@ -1,29 +1,46 @@
-"""What a user types before Hydra reads it: numbers given to groups, tasks that follow from a model, flags in any place."""
+"""What a user types before Hydra reads it: numbers given to groups, tasks that follow from a model, `~`, flags in any place."""
 
+import os
 import re
+from collections.abc import Sequence
 
+from mth.config.options import groups
 from mth.config.paper import TASK_OF
+from mth.foundations.errors import require
 
 # Groups that take a number: `sparsity=99` becomes `sparsity.percent=99`, because Hydra lets no number choose a group.
 NUMBER_GROUPS = {"sparsity": "sparsity.percent", "lr": "lr.value", "seed": "seed.train"}
 MIXTURE = f"sparsity=, lr= and seed= take numbers or a word, not a mixture; give {', '.join(f'{key}=' for key in NUMBER_GROUPS.values())}"
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+_HOME = re.compile(r"(?<![^,\[])~(?=/)")  # at the start of a value, or of one of several
 _NUMBERS = re.compile(rf"({_NUMBER}|(range|interval|choice)\(.*\))(\s*,\s*{_NUMBER})*")
 
 
 def rewrite_numbers(overrides: list[str]) -> list[str]:
     """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) still choose a file of the group.
 
-    An experiment with another model gets that model's task: `experiment=fig3_sparsity model=tiny` -> `... task=arithmetic`.
+    A path that starts with `~/` becomes absolute. Adds the task of a model, see `with_task`. Raises UserError for a list given to a group, and for
+    several experiments, because each has a sweep of its own.
     """
     result = []
     for override in overrides:
         key, sign, value = override.partition("=")
-        result.append(f"{NUMBER_GROUPS[key]}={value}" if sign and key in NUMBER_GROUPS and _NUMBERS.fullmatch(value) else override)
+        require(
+            key not in groups() or not value.startswith("["),
+            f"{override}: {key}= takes one value; for a grid write {key}={value.strip('[]')} with -m",
+        )
+        require(key != "experiment" or "," not in value, f"{override}: a grid takes one experiment; give one command for each")
+        value = _HOME.sub(os.path.expanduser("~"), value)
+        key = NUMBER_GROUPS[key] if key in NUMBER_GROUPS and _NUMBERS.fullmatch(value) else key
+        result.append(f"{key}{sign}{value}")
+    return with_task(result)
+
+
+def with_task(overrides: Sequence[str]) -> list[str]:
+    """An experiment with another model gets that model's task: `experiment=fig3_sparsity model=tiny` -> `... task=arithmetic`."""
     given = dict(override.partition("=")[::2] for override in overrides)
-    if "experiment" in given and "task" not in given and given.get("model") in TASK_OF:
-        result.append(f"task={TASK_OF[given['model']]}")
-    return result
+    model = given.get("model")
+    return [*overrides, f"task={TASK_OF[model]}"] if "experiment" in given and "task" not in given and model in TASK_OF else list(overrides)
 
 
 def flags_first(arguments: list[str]) -> list[str]:

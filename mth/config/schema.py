@@ -11,6 +11,7 @@ from mth.config.choices import (
     Budget,
     ClipNorm,
     Collect,
+    Decay,
     Dtype,
     Grader,
     Init,
@@ -22,10 +23,12 @@ from mth.config.choices import (
     Ratio,
     TrackerName,
     WeightGradient,
+    is_seeded,
 )
-from mth.config.fields import check_ranges, key, section
+from mth.config.fields import check_ranges, key, reset_idle, section
 from mth.config.learning_rates import RATES, table_lr
 from mth.config.options import options
+from mth.foundations.paths import one_spelling
 
 
 @dataclass
@@ -34,13 +37,18 @@ class ModelConfig:
 
     name: str = key("tiny", "name of the model; a model that mth ships needs no path")
     path: str | None = key(None, "hub id or local folder of the weights; null: the model of that name that mth ships")
-    tokenizer: str | None = key(None, "hub id or folder of another tokenizer")
+    tokenizer: str | None = key(None, "hub id or folder of another tokenizer", matters=lambda c: c.model.tokenizer != c.model.path)
     init: Init = key(Init.pretrained, "pretrained weights, or random ones in the real shapes")
-    init_seed: int = key(0, "seed of random weights")
+    init_seed: int = key(0, "seed of random weights", matters=lambda c: c.model.init is Init.random)
     dtype: Dtype = key(Dtype.float32, "number format of the weights")
     device: str = key("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     activation_checkpointing: bool = key(False, "recompute activations in backward: less memory, more time")
     lr_table: str | None = key(None, "learning rates that lr=table2 reads; null: those of the model's name")
+
+
+def _has_turns(config: Any) -> bool:
+    """Whether a task that is trained or evaluated may read the ranges of turns and names. A task that someone adds may."""
+    return not {config.task.name, *(config.eval.tasks or ())} <= {"arithmetic", "gsm8k", "math", "math500"}
 
 
 @dataclass
@@ -52,12 +60,13 @@ class TaskConfig:
     data_seed: int = key(1337420, "seed of generated rows and of the split")
     holdout: bool = key(True, "hold rows out for evaluation where the data have no test split")
     train_rows: int = key(8192, "training rows, for tasks that generate them; 0: the task is only for evaluation", least=0)
-    min_turns: int = key(2, "alphabet_sort: fewest turns", least=1)
-    max_turns: int = key(2, "alphabet_sort: most turns")
-    min_names: int = key(1, "alphabet_sort: fewest new names per turn", least=1)
-    max_names: int = key(5, "alphabet_sort: most new names per turn")
-    grader: Grader = key(Grader.strict, "grades answers in a box")
-    grader_timeout: float = key(5.0, "limit of math_verify per answer, in seconds", above=0)
+    min_turns: int = key(2, "alphabet_sort: fewest turns", least=1, matters=_has_turns)
+    max_turns: int = key(2, "alphabet_sort: most turns", matters=_has_turns)
+    min_names: int = key(1, "alphabet_sort: fewest new names per turn", least=1, matters=_has_turns)
+    max_names: int = key(5, "alphabet_sort: most new names per turn", matters=_has_turns)
+    grader: Grader = key(Grader.strict, "grades answers in a box; the task's file sets it: math_verify for math and math500, else strict")
+    grader_timeout: float = key(5.0, "limit of math_verify per answer, in seconds of CPU time", above=0)
+    every_grader: bool = key(False, "report math_verify too where it is not the reward", later=True)
     prompt: Prompt = key(Prompt.paper, "system prompt of gsm8k and math")
 
 
@@ -65,7 +74,13 @@ class TaskConfig:
 class SparsityConfig:
     """How many entries stay frozen."""
 
-    percent: float = key(99.0, "percent of each tensor's entries that stay frozen; 0: full fine-tuning", least=0, below=100)
+    percent: float = key(
+        99.0,
+        "percent of each tensor's entries that stay frozen; 0: full fine-tuning",
+        least=0,
+        below=100,
+        matters=lambda c: c.sparsity.percent == 0 or c.mask.budget is not Budget.whole_layer,
+    )
 
 
 @dataclass
@@ -98,17 +113,25 @@ class MaskConfig:
         self.magnitude = self.magnitude or (Magnitude.largest if self.family == "magnitude" else None)
 
 
+def _may_drop(config: Any) -> bool:
+    return config.algorithm.ratio is not Ratio.clip
+
+
 @dataclass
 class AlgorithmConfig:
     """GRPO (paper, section 2.1)."""
 
     advantage: Advantage = key(Advantage.standardized, "how rewards of a group become advantages")
     ratio: Ratio = key(Ratio.clip, "what limits the importance ratio")
-    clip_eps: float = key(0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0)
-    drop_low: float = key(0.125, "drop: smallest ratio of a token that counts", above=0, below=1)
-    drop_high: float = key(8.0, "drop: largest ratio of a token that counts", above=1)
+    clip_eps: float = key(0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0, matters=lambda c: c.algorithm.ratio is not Ratio.drop)
+    drop_low: float = key(0.125, "drop: smallest ratio of a token that counts", above=0, below=1, matters=_may_drop)
+    drop_high: float = key(8.0, "drop: largest ratio of a token that counts", above=1, matters=_may_drop)
     kl_coef: float = key(0.0, "weight of the KL penalty against the base model; 0: none", least=0)
     lag: int = key(0, "optimizer steps by which the generating weights are behind the trainer's", least=0, most=1)
+
+
+def _has_moments(config: Any) -> bool:
+    return config.optimizer.name is not OptimizerName.sgd
 
 
 @dataclass
@@ -116,11 +139,14 @@ class OptimizerConfig:
     """The optimizer of the ticket's values."""
 
     name: OptimizerName = key(OptimizerName.adamw, "optimizer")
-    beta1: float = key(0.9, "Adam: decay of the first moment", least=0, below=1)
-    beta2: float = key(0.999, "Adam: decay of the second moment", least=0, below=1)
-    eps: float = key(1e-8, "Adam: added to the denominator", above=0)
-    momentum: float = key(0.0, "sgd: momentum", least=0)
+    beta1: float = key(0.9, "Adam: decay of the first moment", least=0, below=1, matters=_has_moments)
+    beta2: float = key(0.999, "Adam: decay of the second moment", least=0, below=1, matters=_has_moments)
+    eps: float = key(1e-8, "Adam: added to the denominator", above=0, matters=_has_moments)
+    momentum: float = key(0.0, "sgd: momentum", least=0, matters=lambda c: not _has_moments(c))
     weight_decay: float = key(0.01, "weight decay of the active entries", least=0)
+    decay: Decay = key(
+        Decay.plain, "adamw: share that weight decay takes", later=True, matters=lambda c: c.optimizer.name is OptimizerName.adamw
+    )
     max_grad_norm: float = key(1.0, "gradients are clipped to this norm", above=0)
     clip_norm: ClipNorm = key(ClipNorm.masked, "gradient whose norm is clipped")
     weight_gradient: WeightGradient = key(WeightGradient.auto, "how weight gradients are computed")
@@ -135,13 +161,23 @@ class RolloutConfig:
     max_tokens: int = key(96, "most tokens of a reply", least=1)
     temperature: float = key(1.0, "sampling temperature in training", above=0)
     logprobs: Logprobs = key(Logprobs.engine, "old log-probabilities in the ratio")
-    dtype: Dtype | None = key(None, "number format of the generating weights; null: the model's")
+    dtype: Dtype | None = key(None, "number format of the generating weights; null: the model's", matters=lambda c: c.rollout.dtype is not c.model.dtype)
     batch_size: int = key(256, "sequences generated at a time", least=1)
-    context: int | None = key(None, "vLLM: most tokens of prompt and reply; null: the model's", least=2)
+    context: int | None = key(None, "vLLM: most tokens of prompt and reply; null: the model's", least=2, matters=lambda c: c.rollout.engine != "hf")
     gpu_memory_utilization: float = key(0.4, "vLLM: share of the GPU's memory; the trainer needs the rest", place=True, above=0, below=1)
     kv_cache_mib: int | None = key(None, "vLLM: size of the key-value cache in MiB; null: as needed", place=True, least=1)
     url: str = key("http://127.0.0.1:8711", "vllm_server: where mth.serve listens", place=True)
     timeout_s: float = key(1800.0, "vllm_server: limit of a call, in seconds", place=True, above=0)
+
+
+@dataclass
+class EvalOverride:
+    """What differs for one evaluated task."""
+
+    samples: int | None = key(None, "evaluation prompts; null: eval.samples", least=1)
+    temperature: float | None = key(None, "sampling temperature; null: eval.temperature", least=0)
+    max_tokens: int | None = key(None, "most tokens of a reply; null: eval.max_tokens", least=1)
+    grader: Grader | None = key(None, "grades answers in a box; null: task.grader")
 
 
 @dataclass
@@ -154,6 +190,19 @@ class EvalConfig:
     samples: int = key(256, "evaluation prompts per task", least=1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", least=0)
     max_tokens: int | None = key(None, "most tokens of a reply; null: rollout.max_tokens", least=1)
+    per_task: dict[str, EvalOverride] = key(
+        {name: EvalOverride() for name in options("task")}, "what differs for a task, in samples, temperature, max_tokens or grader; null: its own recipe"
+    )
+
+    def of(self, task: str) -> EvalOverride:
+        """How a task is evaluated; only the grader may be None, which is the trained task's."""
+        own = self.per_task.get(task, EvalOverride())
+        return EvalOverride(
+            own.samples or self.samples,
+            self.temperature if own.temperature is None else own.temperature,
+            own.max_tokens or self.max_tokens,
+            own.grader,
+        )
 
 
 @dataclass
@@ -162,7 +211,7 @@ class CollapseConfig:
 
     window: int = key(10, "steps that are averaged", least=1)
     reward_share: float = key(0.5, "collapsed if the mean reward falls below this share of the best")
-    entropy_factor: float = key(4.0, "collapsed if the entropy rises above this multiple of the first")
+    entropy_factor: float = key(4.0, "collapsed if the entropy rises above this multiple of the first, with reward below the best")
     min_entropy: float = key(1e-4, "collapsed if the entropy falls below this, in nats, with reward below the best")
     stop: bool = key(False, "end a collapsed run")
 
@@ -175,14 +224,18 @@ class CheckpointConfig:
     keep: int = key(2, "how many of the latest stay", least=1)
 
 
+def _collects(config: Any) -> bool:
+    return config.spectrum.mode is not Collect.none
+
+
 @dataclass
 class SpectrumConfig:
     """Collection of one gradient per step, before clipping (paper, appendix B)."""
 
     mode: Collect = key(Collect.none, "gradients to keep")
-    dtype: Dtype = key(Dtype.float32, "exact: number format on disk")
-    width: int = key(65536, "sketch: numbers kept per gradient; inner products are off by about sqrt(2 / width)", least=1)
-    seed: int = key(0, "sketch: seed of the projection", least=0)
+    dtype: Dtype = key(Dtype.float32, "exact: number format on disk", matters=_collects)
+    width: int = key(65536, "sketch: numbers kept per gradient; inner products are off by about sqrt(2 / width)", least=1, matters=_collects)
+    seed: int = key(0, "sketch: seed of the projection", least=0, matters=_collects)
 
 
 @dataclass
@@ -212,7 +265,7 @@ class Config:
     task: TaskConfig = section(TaskConfig)
     sparsity: SparsityConfig = section(SparsityConfig)
     mask: MaskConfig = section(MaskConfig)
-    mask_seed: int = key(0, "seed of the mask, and of nothing else", least=0)
+    mask_seed: int = key(0, "seed of the mask, and of nothing else", least=0, matters=lambda c: is_seeded(c.mask.family, c.mask.budget))
     seed: SeedConfig = section(SeedConfig)
     lr: LrConfig = section(LrConfig)
     algorithm: AlgorithmConfig = section(AlgorithmConfig)
@@ -231,6 +284,9 @@ class Config:
     detach: bool = key(False, "grids: return once the grid is submitted", place=True)
 
     def __post_init__(self) -> None:
+        self.model.path, self.model.tokenizer = one_spelling(self.model.path), one_spelling(self.model.tokenizer)
+        self.task.path = one_spelling(self.task.path)
+        self.eval.paths = {name: one_spelling(path) for name, path in self.eval.paths.items()}
         if self.model.path is None and self.model.name in RATES:
             self.model.lr_table = self.model.lr_table or self.model.name
         elif self.model.path is not None and self.model.name == "tiny":  # only the path was given
@@ -240,6 +296,7 @@ class Config:
         if self.eval.max_tokens is None:
             self.eval.max_tokens = self.rollout.max_tokens
         check_ranges(self)
+        self._keep_differences_in_evaluation()
         check_rules(self)
         if self.lr.value is None and self.model.lr_table is not None:
             self.lr.value = table_lr(self.model.lr_table, self.sparsity.percent)
@@ -247,6 +304,17 @@ class Config:
             self.lr = LrConfig(float(f"{self.lr.value * self.lr.factor:.6g}"))
         if self.sparsity.percent == 0:  # full fine-tuning is the same run whatever mask it might have had
             self.mask, self.mask_seed = MaskConfig(), 0
+        reset_idle(self)
+
+    def _keep_differences_in_evaluation(self) -> None:
+        """Leave in eval.per_task only evaluated tasks, and only what differs from the values for all tasks."""
+        shared = EvalOverride(self.eval.samples, self.eval.temperature, self.eval.max_tokens, self.task.grader)
+        kept = {}
+        for name, own in self.eval.per_task.items():
+            differing = {k: None if v == getattr(shared, k) else v for k, v in vars(own).items()}
+            if name in (self.eval.tasks or []) and any(v is not None for v in differing.values()):
+                kept[name] = EvalOverride(**differing)
+        self.eval.per_task = kept
 
     @property
     def prompts_per_step(self) -> int:

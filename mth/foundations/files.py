@@ -1,19 +1,23 @@
 """Atomic file writes: a file is either complete or absent."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # numbers that JSON lacks, by the text that stands for them
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, which is created. On success, sync the file to disk and rename it to `path`, mode 0644.
 
-    On any failure `path` stays as it was and the temporary file is removed. Raises OSError if the disk is full.
+    The folder is synced last, so that the new name is on disk too. On any failure `path` stays as it was and the temporary file is removed.
+    Raises OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -23,8 +27,18 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot sync a folder
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Replace a JSON file atomically."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    write_text(path, to_json(data, indent=1) + "\n")
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -47,7 +61,34 @@ def copy_file(source: Path, path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Returns an empty one if the file is missing or holds no JSON object."""
     try:
-        data = json.loads(path.read_text())
+        data = from_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def to_json(data: Any, indent: int | None = None) -> str:
+    """JSON text that any reader accepts. A number that JSON lacks becomes its name, see NOT_IN_JSON."""
+    return json.dumps(_named(data), indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """What `to_json` was given. Reads a bare NaN too, which earlier versions wrote. Raises ValueError if the text is no JSON."""
+    return _numbers(json.loads(text))
+
+
+def _named(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    return _inside(_named, data)
+
+
+def _numbers(data: Any) -> Any:
+    return NOT_IN_JSON.get(data, data) if isinstance(data, str) else _inside(_numbers, data)
+
+
+def _inside(convert: Callable[[Any], Any], data: Any) -> Any:
+    """The data with what lists and dictionaries hold converted."""
+    if isinstance(data, dict):
+        return {key: convert(value) for key, value in data.items()}
+    return [convert(value) for value in data] if isinstance(data, list | tuple) else data

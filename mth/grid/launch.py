@@ -60,7 +60,7 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
     folder.mkdir(parents=True, exist_ok=True)
     for cell, entry in zip(cells, placed, strict=True):
         if entry.found in TO_DO:
-            Place(entry.found, entry.dir, entry.beginning_dir).prepare()
+            Place(entry.found, entry.dir, entry.beginning_dir).prepare(cell.config)
             RunFolder(entry.dir).write_config(cell.config)
     code = snapshot(folder / "code")
     write_json(folder / "environment.json", environment())
@@ -151,7 +151,7 @@ def finish(grid: Grid) -> list[float | None]:
         raise UserError(
             f"{len(bad)} of {len(states)} cells did not finish; python -m mth.grid resume {os.path.relpath(grid.folder)}{lines}"
         )
-    return [next((after for _, after in cell.passes.values()), None) for cell in states]
+    return [next((after for _, after, _ in cell.passes.values()), None) for cell in states]
 
 
 def log_of(grid: Grid, cell: CellState) -> Path:

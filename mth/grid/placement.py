@@ -10,6 +10,7 @@ from mth.config.schema import Config
 from mth.foundations.errors import UserError, require
 from mth.grid.record import GridCell, is_grid, read_grid
 from mth.grid.state import running_elsewhere
+from mth.runs.contents import changed, refuse_change
 from mth.runs.folder import DONE, RunFolder
 from mth.runs.lock import check_same
 from mth.runs.search import copy_beginning, find_runs
@@ -30,11 +31,11 @@ class Place:
         """Whether there is something to run."""
         return self.found in TO_DO
 
-    def prepare(self) -> None:
-        """Make the folder; give it the beginning that it extends."""
+    def prepare(self, config: Config) -> None:
+        """Make the folder of the run of this configuration; give it the beginning that it extends."""
         self.dir.mkdir(parents=True, exist_ok=True)
         if self.beginning is not None:
-            copy_beginning(self.beginning, self.dir)
+            copy_beginning(self.beginning, self.dir, config)
 
 
 def runs_root() -> Path:
@@ -42,14 +43,14 @@ def runs_root() -> Path:
     return Path("multirun").resolve()
 
 
-def place(config: Config, new_dir: Path, same: Mapping[str, list[Path]], beginnings: Mapping[str, Path]) -> Place:
+def place(config: Config, new_dir: Path, same: Mapping[str, list[Path]], beginnings: Mapping[str, list[Path]]) -> Place:
     """Where a run goes. new_dir: its folder if no other holds it. same, beginnings: see `find_runs`.
 
     A finished run is not run again, an unfinished one continues in its folder, and one whose beginning is finished starts where that ended.
-    Raises UserError if `new_dir` belongs to another configuration.
+    Raises UserError if `new_dir` belongs to another configuration, or if the runs that were found all read other data, weights or tokenizers.
     """
     name = identity(config)
-    folders = same.get(name, [])
+    folders = unchanged(same.get(name, []), config)
     finished = next((path for path in folders if RunFolder(path).status in DONE), None)
     if finished is not None:
         return Place("finished", finished)
@@ -60,7 +61,16 @@ def place(config: Config, new_dir: Path, same: Mapping[str, list[Path]], beginni
         return Place("continued", folders[0])
     if RunFolder(new_dir).exists:
         check_same(new_dir, config)
-    return Place("extended", new_dir, beginnings[name]) if name in beginnings else Place("new", new_dir)
+    shorter = unchanged(beginnings.get(name, []), config)
+    return Place("extended", new_dir, shorter[0]) if shorter else Place("new", new_dir)
+
+
+def unchanged(folders: Sequence[Path], config: Config) -> list[Path]:
+    """The folders of runs that read what a run would read now. Raises UserError, naming what changed, if there are folders and all read other."""
+    kept = [path for path in folders if changed(path, config) is None]
+    if folders and not kept:
+        refuse_change(folders[0], config)
+    return kept
 
 
 def place_cells(cells: Sequence[Cell], folder: Path, root: Path) -> list[GridCell]:
@@ -85,8 +95,7 @@ def place_cells(cells: Sequence[Cell], folder: Path, root: Path) -> list[GridCel
 def place_run(config: Config, run_dir: Path, root: Path) -> Place:
     """Where a single run goes. run_dir: given by the user, or a new one under `root`. A given folder that holds a run decides alone.
 
-    Raises UserError if the run is at work already, if `run_dir` belongs to another configuration, and for resume=true if nothing is there
-    to be continued.
+    Raises UserError as `place` does, if the run is at work already, and for resume=true if nothing is there to be continued.
     """
     if config.force:
         chosen = Place("new", run_dir.with_name(free_name(run_dir.name, lambda name: RunFolder(run_dir.with_name(name)).exists)))

@@ -17,6 +17,8 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
     Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
     no active entry, or if a reply is longer than the model's context. Loads no weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
+    from mth.models.shapes import usable_context  # loads torch
+
     models: dict[str, ModelFacts] = {}
     data: set[str] = set()
     for cell in cells:
@@ -28,7 +30,7 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
             facts = facts_of_models(cell.config.model, models)
             if sum(active_counts(cell.config, facts)) == 0:
                 raise UserError(f"sparsity.percent={cell.config.sparsity.percent} leaves no active entry in this model; lower it")
-            check_context(cell.config, facts.architecture.max_position_embeddings)
+            check_context(cell.config, usable_context(facts.architecture))
         except UserError as error:
             raise UserError(f"{error} (in the cell {' '.join(cell.overrides)})" if len(cells) > 1 else str(error)) from error
     return models

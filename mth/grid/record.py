@@ -1,7 +1,6 @@
 """A grid's folder: `grid.json` (cells, code, command), `environment.json`, `events.jsonl` (submissions and ends), `code/`, `base/`."""
 
 import fcntl
-import json
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mth.foundations.errors import UserError
-from mth.foundations.files import read_json, write_json
+from mth.foundations.files import from_json, read_json, to_json, write_json
 from mth.runs.folder import host_name
 
 FORMAT = "mth-grid-1"
@@ -81,7 +80,7 @@ def read_grid(folder: Path) -> Grid:
 
 def log_event(folder: Path, event: str, **details: Any) -> None:
     """Append an event to `events.jsonl`: what was submitted, what ended and how, what was cancelled."""
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}) + "\n"
+    line = to_json({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details}) + "\n"
     with open(folder / "events.jsonl", "a") as file:
         file.write(line)
         file.flush()
@@ -94,7 +93,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            events.append(json.loads(line))
+            events.append(from_json(line))
         except ValueError:
             break
     return events

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from mth.foundations.statistics import plus_minus
 from mth.grid.record import Grid
 from mth.grid.state import PENDING, CellState, cell_states
 from mth.runs.folder import DONE
@@ -32,7 +33,7 @@ def state_table(states: Sequence[CellState]) -> str:
             cell.state,
             f"{cell.step}/{cell.steps}",
             "" if cell.reward is None else f"{cell.reward:.3f}",
-            ", ".join(f"{before:.3f} -> {after:.3f}" for before, after in cell.passes.values()),
+            ", ".join(f"{before:.3f} -> {plus_minus(after, error)}" for before, after, error in cell.passes.values()),
             f"{cell.seconds:.0f}" if cell.seconds else "",
             cell.node,
             cell.job,
@@ -67,7 +68,8 @@ class Display:
         self.states, self.looked = cell_states(self.grid), time.monotonic()
         for cell in self.states:
             if cell.state != self.before[cell.entry.name] and cell.state not in ("queued", "new"):
-                passes = "".join(f", {task} pass@1 {before:.3f} -> {after:.3f}" for task, (before, after) in cell.passes.items())
+                ends = cell.passes.items()
+                passes = "".join(f", {task} pass@1 {before:.3f} -> {plus_minus(after, error)}" for task, (before, after, error) in ends)
                 told = passes if cell.state in DONE else f": {cell.reason}" if cell.reason and cell.state not in PENDING else ""
                 self.bar.write(f"{cell.entry.name}: {cell.state}{told}")
             self.before[cell.entry.name] = cell.state

@@ -10,7 +10,7 @@ from mth.grid.record import Grid, GridCell, is_grid, launcher_at, read_events, r
 from mth.runs.folder import DONE, RunFolder
 from mth.runs.journal import read_journal
 from mth.runs.lock import is_locked
-from mth.runs.metrics import PASS_AT_1, REWARD, eval_metric
+from mth.runs.metrics import PASS_AT_1, REWARD, eval_metric, with_error
 
 PENDING = ("queued", "running")
 
@@ -24,7 +24,7 @@ class CellState:
     step: int
     steps: int
     reward: float | None
-    passes: dict[str, tuple[float, float]]
+    passes: dict[str, tuple[float, float, float | None]]  # task -> first and last pass@1, and the standard error of the last
     seconds: float
     node: str
     job: str
@@ -87,15 +87,18 @@ def _describe(entry: GridCell, state: str, reason: str, job: str, node: str) -> 
 
 
 @lru_cache(maxsize=1024)
-def progress(run_dir: Path, tasks: tuple[str, ...], size: int) -> tuple[int, float | None, dict[str, tuple[float, float]], float]:
-    """Last step, last mean reward, first and last pass@1 per task, seconds, of a journal. size: its bytes, part of the cache's key."""
+def progress(
+    run_dir: Path, tasks: tuple[str, ...], size: int
+) -> tuple[int, float | None, dict[str, tuple[float, float, float | None]], float]:
+    """Last step, last mean reward, first and last pass@1 per task with the error of the last, seconds, of a journal. size: its bytes, part of the cache's key."""
     journal = read_journal(run_dir) if size else []
     rewards = [line.metrics[REWARD] for line in journal if REWARD in line.metrics]
     passes = {}
     for task in tasks:
-        values = [line.metrics[key] for line in journal if (key := eval_metric(task, PASS_AT_1)) in line.metrics]
+        key, error = eval_metric(task, PASS_AT_1), eval_metric(task, with_error(PASS_AT_1))
+        values = [(line.metrics[key], line.metrics.get(error)) for line in journal if key in line.metrics]
         if values:
-            passes[task] = (values[0], values[-1])
+            passes[task] = (values[0][0], *values[-1])
     seconds = sum(value for line in journal for key, value in line.metrics.items() if key.startswith("seconds/"))
     return journal[-1].step if journal else 0, rewards[-1] if rewards else None, passes, seconds
 

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
-from mth.foundations.errors import UserError, first_line
+from mth.foundations.errors import UserError
+from mth.models.head import check_lm_head
 from mth.models.memory import keep_freed_memory
 from mth.models.shapes import architecture, model_source
 from mth.models.tokenizer import load_tokenizer, stop_ids
+from mth.models.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,9 @@ def load_policy(config: ModelConfig) -> Policy:
         torch.manual_seed(config.init_seed)
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                model_source(config), config=shape, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model.path={model_source(config)}: weights cannot be loaded ({first_line(error, 160)})") from error
+        model = load_weights(model_source(config), shape, dtype)
     model.to(device).eval()
     check_lm_head(model)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids(model, tokenizer))
-
-
-@torch.no_grad()
-def check_lm_head(model: PreTrainedModel) -> None:
-    """Raise UserError for a model that scales or caps its logits after the LM head. mth samples and trains from the head's own output."""
-    ids = torch.arange(3, device=model.device)[None]
-    model_logits = model(input_ids=ids, use_cache=False).logits
-    head_logits = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(model_logits.float(), head_logits.float(), rtol=1e-2, atol=1e-2):
-        raise UserError(
-            f"model.path: {type(model).__name__} scales or caps its logits after the LM head, which mth does not; choose another model"
-        )

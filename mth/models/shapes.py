@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
-from mth.foundations.errors import UserError, first_line
+from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.paths import ASSETS
 from mth.tickets.indices import Shapes
 
 HEAD_KEYS = ("head_dim", "hidden_size", "num_attention_heads")
+ROPES_OF_ONE_LENGTH = ("longrope", "dynamic")  # rope types with other frequencies beyond the original length
+
+LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")
 
 
 def model_source(config: ModelConfig) -> str:
@@ -29,7 +34,8 @@ def model_source(config: ModelConfig) -> str:
 def architecture(config: ModelConfig) -> PretrainedConfig:
     """Return transformers' configuration of the model, with dropout set to 0.
 
-    mth ships the configurations of the published Qwen2.5 models, so random weights need no download. Raises UserError if there is none.
+    mth ships the configurations of the published Qwen2.5 models, so random weights need no download. Raises UserError if there is none, or if
+    it describes a model that mth cannot train.
     """
     source = model_source(config)
     packaged = ASSETS / config.name
@@ -37,8 +43,9 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
         source = str(packaged)
     try:
         shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"model.path={source}: no model configuration found ({first_line(error, 160)})") from error
+    check_architecture(shape, source)
     # Activation checkpointing needs training mode, where dropout would be active.
     for key, value in shape.to_dict().items():
         if "drop" in key and isinstance(value, float):
@@ -46,10 +53,47 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
     return shape
 
 
+def check_architecture(shape: PretrainedConfig, source: str) -> None:
+    """Raise UserError for a model that is no causal language model of text alone, or whose logits are not its LM head's output.
+
+    mth samples and trains from the head's own output, in chunks.
+    """
+    kind = shape.model_type
+    require(type(shape) in MODEL_FOR_CAUSAL_LM_MAPPING, f"model.path={source}: {kind} is no causal language model; choose another model")
+    require(shape.get_text_config() is shape, f"model.path={source}: {kind} has more parts than a language model; choose one of text alone")
+    for key, neutral in [*((key, None) for key in LOGIT_CAPS), *((key, 1) for key in LOGIT_SCALES)]:
+        value = getattr(shape, key, None)
+        require(
+            value is None or value == neutral,
+            f"model.path={source}: {kind} scales or caps its logits after the LM head ({key}={value}), which mth does not; choose another model",
+        )
+
+
+def usable_context(shape: PretrainedConfig) -> int:
+    """Return the most tokens of prompt and completion that the model gives a meaning which does not depend on what follows.
+
+    A longrope or dynamic rope changes its frequencies for all positions once a sequence exceeds the original length. Keys cached before then
+    differ from those of a forward pass over the whole, so the context ends there. Raises UserError if the configuration states no length.
+    """
+    limit = getattr(shape, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        raise UserError(f"model.path: {shape.model_type} states no context length (max_position_embeddings); choose another model")
+    ropes = getattr(shape, "rope_parameters", None) or {}
+    for rope in [ropes] if "rope_type" in ropes else ropes.values():  # one, or one per type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ROPES_OF_ONE_LENGTH:
+            limit = min(limit, rope.get("original_max_position_embeddings") or limit)
+    return limit
+
+
 def parameter_shapes(config: ModelConfig) -> Shapes:
     """Return the shape of every parameter tensor by name, tied ones once. Allocates no weights."""
+    return shapes_of(architecture(config))
+
+
+def shapes_of(shape: PretrainedConfig) -> Shapes:
+    """Return the shape of every parameter tensor by name, tied ones once, of a model with this configuration. Allocates no weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture(config))
+        model = AutoModelForCausalLM.from_config(shape)
     model.tie_weights()
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 

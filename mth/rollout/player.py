@@ -3,15 +3,22 @@
 The trainer gets the token ids that were sampled. Text is never tokenized a second time.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mth.foundations.errors import require
 from mth.foundations.seeds import derive_seed
+from mth.foundations.statistics import mean
+from mth.models.chat import MARK, control_texts, render_chat, template_fault, turn_end
 from mth.rollout.engine import Completion, Request, RolloutEngine
 from mth.tasks.base import Episode, Task
+
+BREAK = "\ufdd1"  # where a text is split before it is encoded; reserved, as MARK is
 
 
 @dataclass
@@ -55,43 +62,80 @@ class Rollout:
         self.truncated |= not completion.stopped
 
 
+def score_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean of every score over the rollouts that have it: an episode with fewer turns has fewer scores."""
+    names = dict.fromkeys(key for rollout in rollouts for key in rollout.scores)
+    return {key: mean([rollout.scores[key] for rollout in rollouts if key in rollout.scores]) for key in names}
+
+
 class ChatRenderer:
-    """Renders conversations to token ids with the tokenizer's chat template, one user turn at a time."""
+    """Renders conversations to token ids with the tokenizer's chat template, one user turn at a time.
+
+    Where a user's text or a system prompt spells a control token, for instance `<|im_end|>`, it stays text: it is split behind its first
+    character. All other texts are encoded as the template wrote them.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._turn_end = turn_end(tokenizer)
+        self._control = re.compile("|".join(re.escape(text) for text in control_texts(tokenizer) if len(text) > 1) or "(?!)")
+        self._faults: dict[tuple[str, ...], str | None] = {}
+        self._merges_system = False
 
     def opening(self, episode: Episode) -> list[int]:
-        """Token ids up to the model's first reply."""
-        return self._encode(self._render(self._first_messages(episode)))
+        """Token ids up to the model's first reply. Raises UserError if the template cannot render the episode's turns."""
+        return self._encode(render_chat(self.tokenizer, self._first_messages(episode)))
 
     def between_turns(self, episode: Episode, turn: int, last_id: int) -> list[int]:
         """Token ids between reply `turn - 1` and reply `turn`: the template's end of the reply, and the next user turn.
 
         last_id: last token of reply `turn - 1`. If it is already the end-of-turn token, the template's is left out.
         """
-        placeholder = "\u241e"  # marks where the template ends the reply
         messages = [
             *self._first_messages(episode),
-            {"role": "assistant", "content": placeholder},
-            {"role": "user", "content": episode.turns[turn]},
+            {"role": "assistant", "content": MARK},
+            {"role": "user", "content": self._as_text(episode, episode.turns[turn])},
         ]
-        ids = self._encode(self._render(messages).split(placeholder, 1)[1])
+        ids = self._encode(render_chat(self.tokenizer, messages).split(MARK, 1)[1])
         return ids[1:] if ids and ids[0] == last_id else ids
 
     def decode(self, completion: Completion) -> str:
-        """The text of a reply, without special tokens."""
-        return str(self.tokenizer.decode(completion.ids, skip_special_tokens=True))
+        """The text of a reply, without special tokens and without the template's end of a turn."""
+        ids = completion.ids[:-1] if completion.ids[-1:] == [self._turn_end] else completion.ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _first_messages(self, episode: Episode) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": episode.system}] if episode.system else []
-        return [*system, {"role": "user", "content": episode.turns[0]}]
+        """The messages before the first reply. A system prompt becomes the user's first lines if the template has no place for it."""
+        system, user = self._as_text(episode, episode.system), self._as_text(episode, episode.turns[0])
+        later = ("assistant", "user") if len(episode.turns) > 1 else ()
+        if system and self._fault("system", "user", *later) is None:
+            return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        require((fault := self._fault("user", *later)) is None, str(fault))
+        if not system:
+            return [{"role": "user", "content": user}]
+        if not self._merges_system:
+            tqdm.write(
+                "warning: model.tokenizer: the chat template takes no system prompt; it is written at the start of the user's first turn"
+            )
+            self._merges_system = True
+        return [{"role": "user", "content": f"{system}\n\n{user}"}]
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def _fault(self, *roles: str) -> str | None:
+        """`template_fault`, found out once."""
+        if roles not in self._faults:
+            self._faults[roles] = template_fault(self.tokenizer, *roles)
+        return self._faults[roles]
+
+    def _as_text(self, episode: Episode, text: str) -> str:
+        """The text with a BREAK inside of everything that would become a control token."""
+        require(
+            not {MARK, BREAK} & set(text), f"task: the prompt of {episode.uid} contains U+FDD0 or U+FDD1, which mth needs; remove the row"
+        )
+        return self._control.sub(lambda match: f"{match[0][0]}{BREAK}{match[0][1:]}", text)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        parts = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(BREAK))
+        return [token for part in parts for token in part]
 
 
 def number_repeats(uids: Sequence[str]) -> list[str]:
@@ -143,6 +187,6 @@ class Player:
             completions = self.engine.generate(requests, max_tokens, temperature)
             for (_, rollout), completion in zip(unfinished, completions, strict=True):
                 rollout.append_completion(completion, self.renderer.decode(completion))
-        for rollout in rollouts:
-            rollout.scores = task.score(rollout.episode, rollout.replies)
+        for rollout, scores in zip(rollouts, task.scores([(rollout.episode, rollout.replies) for rollout in rollouts]), strict=True):
+            rollout.scores = scores
         return rollouts

@@ -1,6 +1,5 @@
 """Checkpoints are deltas: the recipe of the mask, the K values, the optimizer's state. One safetensors file, written atomically."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from mth.config.identity import differing_keys, identity, prefix_identity
 from mth.config.schema import Config
 from mth.config.stored import from_plain, to_plain
 from mth.foundations.errors import UserError, first_line
-from mth.foundations.files import atomic
+from mth.foundations.files import atomic, from_json, to_json
 from mth.runs.folder import RunFolder
 from mth.tickets.ticket import Ticket
 
@@ -64,7 +63,7 @@ def save_checkpoint(
     }
     try:
         with atomic(path) as temporary:
-            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, {"mth": json.dumps(header)})
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, {"mth": to_json(header)})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} could not be written ({error}); earlier ones are intact: make room, then start again with resume=true"
@@ -77,7 +76,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("mth", "{}"))
+            header = from_json((file.metadata() or {}).get("mth", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged or truncated ({first_line(error)})") from error

@@ -1,23 +1,28 @@
 """The journal: every metric of every step, on disk before anything else hears of it. A run resumes from it."""
 
-import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mth.foundations.errors import UserError
-from mth.foundations.files import write_text
+from mth.foundations.files import from_json, to_json, write_text
 from mth.runs.folder import RunFolder
+from mth.runs.metrics import EVALUATION_SECONDS
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the journal. time: milliseconds since 1970."""
+    """One line of the journal.
+
+    time: milliseconds since 1970. rewards: of an evaluation, task -> the reward of each prompt; MLflow does not get them.
+    """
 
     step: int
     time: int
     metrics: dict[str, float]
+    rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
 def read_journal(run_dir: Path) -> list[Entry]:
@@ -27,11 +32,22 @@ def read_journal(run_dir: Path) -> list[Entry]:
     if path.is_file():
         for line in path.read_text().splitlines():
             try:
-                data = json.loads(line)
+                data = from_json(line)
             except ValueError:
                 break
-            entries.append(Entry(data["step"], data["time"], data["metrics"]))
+            entries.append(Entry(data["step"], data["time"], data["metrics"], data.get("rewards", {})))
     return entries
+
+
+def write_journal(run_dir: Path, entries: Iterable[Entry]) -> None:
+    """Replace a run's journal atomically."""
+    write_text(RunFolder(run_dir).journal_file, "".join(_line(entry) for entry in entries))
+
+
+def without_evaluation(entry: Entry) -> Entry:
+    """The entry of a step as if it had not been evaluated."""
+    metrics = {key: value for key, value in entry.metrics.items() if not key.startswith("eval/") and key != EVALUATION_SECONDS}
+    return replace(entry, metrics=metrics, rewards={})
 
 
 class Journal:
@@ -45,11 +61,11 @@ class Journal:
         known = read_journal(run_dir)
         self.entries = [entry for entry in known if entry.step <= last_step]
         self.times = {entry.step: entry.time for entry in known}
-        write_text(self.path, "".join(_line(entry) for entry in self.entries))
+        write_journal(run_dir, self.entries)
 
-    def append(self, step: int, metrics: dict[str, float]) -> Entry:
+    def append(self, step: int, metrics: dict[str, float], rewards: dict[str, list[float]] | None = None) -> Entry:
         """Write one step to disk. Raises UserError if the disk is full."""
-        entry = Entry(step, self.times.get(step, int(time.time() * 1000)), metrics)
+        entry = Entry(step, self.times.get(step, int(time.time() * 1000)), metrics, rewards or {})
         try:
             with open(self.path, "a") as file:
                 file.write(_line(entry))
@@ -66,4 +82,10 @@ class Journal:
 
 
 def _line(entry: Entry) -> str:
-    return json.dumps({"step": entry.step, "time": entry.time, "metrics": entry.metrics}) + "\n"
+    rewards = {"rewards": entry.rewards} if entry.rewards else {}
+    return to_json({"step": entry.step, "time": entry.time, "metrics": entry.metrics} | rewards) + "\n"
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens at this one."""
+    return every > 0 and step % every == 0

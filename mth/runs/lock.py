@@ -14,6 +14,7 @@ from mth.config.stored import to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.files import write_json
 from mth.foundations.provenance import code_version
+from mth.runs.contents import contents, known_contents, refuse_change
 from mth.runs.folder import DONE, RunFolder, host_name
 
 
@@ -50,8 +51,8 @@ def lock_run(run_dir: Path, config: Config, patience_s: float = 0.0) -> Iterator
     """Within, the folder belongs to this process and configuration, for a new run or one to be continued.
 
     patience_s: how long to wait for a process that is about to end, as after a requeue. Writes config.yaml and run.json. Raises UserError,
-    and leaves everything as it is, if another process runs there, if the folder belongs to another configuration, or if it has checkpoints
-    of which none can be read.
+    and leaves everything as it is, if another process runs there, if the folder belongs to another configuration or read other data or
+    weights, or if it has checkpoints of which none can be read.
     """
     from mth.runs.checkpoint import checkpoints_of, latest_checkpoint  # loads torch, which looking at runs does not need
 
@@ -72,17 +73,19 @@ def lock_run(run_dir: Path, config: Config, patience_s: float = 0.0) -> Iterator
                     f"run_dir={run_dir}: {warnings[0].removesuffix('; using the one before')}; no checkpoint is left to continue from"
                 )
         folder.write_config(config)
-        write_json(folder.record_file, run_record(config, folder.record().get("starts", 0) + 1))
+        record = run_record(config, folder.record().get("starts", 0) + 1)
+        write_json(folder.record_file, record | {"contents": known_contents(run_dir) | contents(config)})
         if folder.status not in DONE:
             folder.summary_file.unlink(missing_ok=True)  # of an earlier start: a kill from here on must not look like that end
         yield folder
 
 
 def check_same(run_dir: Path, config: Config) -> None:
-    """Raises UserError, naming the keys, if the folder's configuration is not this one."""
+    """Raises UserError, naming the keys, if the folder's configuration is not this one, or if what its run read has changed."""
     if identity(stored := RunFolder(run_dir).config()) != identity(config):
         different = ", ".join(differing_keys(to_plain(stored), to_plain(config)))
         raise UserError(f"run_dir={run_dir} belongs to another configuration: {different}; give the same values or another folder")
+    refuse_change(run_dir, config)
 
 
 def run_record(config: Config, starts: int) -> dict[str, Any]:

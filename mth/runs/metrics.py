@@ -8,12 +8,16 @@ PEAK_MEMORY = "peak_memory_bytes"
 EVALUATION_SECONDS = "seconds/evaluation"
 PHASES = ("rollout", "update", "sync", "evaluation")
 PASS_AT_1, EVAL_REWARD = "pass_at_1", "reward"  # MLflow refuses `@` in a name
+TRUNCATED = "truncated_share"
 
 # <task>, <score> and <phase> stand for a name.
 METRICS = {
     "eval/<task>/pass_at_1": "share of evaluation episodes with reward 1",
+    "eval/<task>/pass_at_1_error": "standard error of pass_at_1 over prompts",
     "eval/<task>/reward": "mean reward of the evaluation episodes",
+    "eval/<task>/reward_error": "standard error of the mean reward over prompts",
     "eval/<task>/<score>": "mean of a further score of the task",
+    "eval/<task>/prompts": "evaluated prompts",
     "eval/<task>/completion_tokens": "mean tokens sampled per episode",
     "eval/<task>/truncated_share": "share of episodes with a reply that was cut off",
     REWARD: "mean reward of the step's rollouts",
@@ -46,6 +50,11 @@ METRICS = {
 def eval_metric(task: str, key: str) -> str:
     """Name of a metric of an evaluated task."""
     return f"eval/{task}/{key}"
+
+
+def with_error(key: str) -> str:
+    """Name of the standard error of an evaluated metric."""
+    return f"{key}_error"
 
 
 def meaning(name: str) -> str | None:

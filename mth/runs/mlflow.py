@@ -210,9 +210,9 @@ class Tracker:
         if config.tracker.name is TrackerName.mlflow:
             self.writer = MlflowWriter(config, self.uri, run_dir, facts, tags, self.journal.entries)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Journal first, then MLflow's queue."""
-        entry = self.journal.append(step, metrics)
+    def log(self, step: int, metrics: dict[str, float], rewards: dict[str, list[float]] | None = None) -> None:
+        """Journal first, then MLflow's queue. rewards: see `Entry`."""
+        entry = self.journal.append(step, metrics, rewards)
         if self.writer is not None:
             self.writer.send(entry)
 

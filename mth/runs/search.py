@@ -4,21 +4,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mth.config.choices import Collect
+from mth.config.choices import Collect, is_seeded
 from mth.config.identity import identity, prefix_identity
 from mth.config.schema import Config
 from mth.config.stored import flat, from_plain, read_yaml, to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.files import copy_file, write_json
+from mth.runs.contents import known_contents
 from mth.runs.folder import DONE, RunFolder
+from mth.runs.journal import is_due, read_journal, without_evaluation, write_journal
 
 # Compared as text before an identity is computed, which is slower.
-PREFILTER_KEYS = ("sparsity.percent", "mask_seed", "seed.train", "lr.value", "model.name", "task.name")
+PREFILTER_KEYS = ("seed.train", "lr.value", "model.name", "task.name")
+MASK_KEYS = ("sparsity.percent", "mask_seed")  # of which a stored configuration may hold values without effect
 
 
-def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[str, list[Path]], dict[str, Path]]:
-    """Run folders under `roots`, by identity of `configs`: those of the same run, newest first, and that of the longest finished run that is
-    its beginning.
+def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Run folders under `roots`, by identity of `configs`: those of the same run, newest first, and those of finished runs that are its
+    beginning, longest first.
 
     A run that keeps gradients has no beginning, because gradients are not in a checkpoint. Damaged folders are passed over.
     """
@@ -42,13 +45,14 @@ def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[st
             same[name] = equal
         shorter = [path for path in newest if folders[path][0] < steps and _can_be_extended(path)]
         if shorter and config.spectrum.mode is Collect.none:
-            beginnings[name] = max(shorter, key=lambda path: folders[path][0])
+            beginnings[name] = sorted(shorter, key=lambda path: -folders[path][0])
     return same, beginnings
 
 
 def _prefilter(data: dict[str, Any]) -> tuple[str, ...]:
     values = flat(data)
-    return tuple(str(values.get(key)) for key in PREFILTER_KEYS)
+    seeded = is_seeded(str(values.get("mask.family")), values.get("mask.budget"))
+    return tuple(str(values.get(key)) for key in (*PREFILTER_KEYS, *(MASK_KEYS if seeded else ())))
 
 
 def _can_be_extended(run_dir: Path) -> bool:
@@ -62,9 +66,16 @@ def _last_checkpoint(run_dir: Path) -> Path:
     return checkpoint_path(run_dir, RunFolder(run_dir).summary().steps)
 
 
-def copy_beginning(source: Path, run_dir: Path) -> None:
-    """Give a new run's folder the journal and the last checkpoint of a shorter run, so that it goes on where that one ended."""
+def copy_beginning(source: Path, run_dir: Path, config: Config) -> None:
+    """Give a new run's folder the journal and the last checkpoint of a shorter run, so that it goes on where that one ended.
+
+    config: of the new run. The shorter run evaluated its last step; that evaluation is copied only if the new run, too, evaluates this step:
+    because it is due, or because a collapse ends the run there.
+    """
     old, new, last = RunFolder(source), RunFolder(run_dir), _last_checkpoint(source)
-    copy_file(old.journal_file, new.journal_file)
-    write_json(new.beginning_file, {"run": str(source), "steps": old.summary().steps, "code": old.record().get("code")})
+    end = old.summary()
+    evaluated = is_due(end.steps, config.eval.every) or (end.status == "collapsed" and config.collapse.stop)
+    write_journal(run_dir, (entry if evaluated or entry.step < end.steps else without_evaluation(entry) for entry in read_journal(source)))
+    known = {"steps": end.steps, "code": old.record().get("code"), "contents": known_contents(source)}
+    write_json(new.beginning_file, {"run": str(source), **known})
     copy_file(last, new.checkpoints / last.name)  # this makes the folder one to be continued, so it comes last

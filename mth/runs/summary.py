@@ -3,16 +3,19 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, PEAK_MEMORY, PHASES, eval_metric
+from mth.foundations.statistics import paired_error
+from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, PEAK_MEMORY, PHASES, eval_metric, with_error
+from mth.tasks.base import is_right
 
-Results = dict[str, dict[str, float]]  # task -> pass_at_1 and reward
+Results = dict[str, dict[str, float]]  # task -> pass_at_1 and reward, each with its standard error over prompts, as `pass_at_1_error`
 
 
 @dataclass
 class Summary:
     """How a run ended and what came out. status: finished, collapsed, interrupted or failed; None if the run has not ended in order.
 
-    Only status, reason and label are sure to be there: a run may fail before it knows more. base, final: per evaluation task.
+    Only status, reason and label are sure to be there: a run may fail before it knows more. base, final: per evaluation task. change: from
+    base to final; its errors are paired over prompts.
     seconds: per phase. ticket_bytes: per part of the ticket.
     """
 
@@ -26,6 +29,7 @@ class Summary:
     learning_rate: float | None = None
     base: Results = field(default_factory=dict)
     final: Results = field(default_factory=dict)
+    change: Results = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     tokens_per_second: float | None = None
     ticket_bytes: dict[str, int] | None = None
@@ -42,12 +46,36 @@ class Summary:
         return {key: value for key, value in asdict(self).items() if value is not None or key == "reason"}
 
 
+def evaluations(entries: list[Any]) -> list[Any]:
+    """Entries of a journal that hold an evaluation."""
+    return [entry for entry in entries if any(key.startswith("eval/") for key in entry.metrics)]
+
+
 def results(entries: list[Any], index: int, tasks: list[str]) -> Results:
-    """pass@1 and reward of the first (0) or last (-1) evaluation of a journal."""
-    evaluations = [entry.metrics for entry in entries if any(key.startswith("eval/") for key in entry.metrics)]
-    if not evaluations:
+    """pass@1 and reward of the first (0) or last (-1) evaluation of a journal, with their standard errors."""
+    found = evaluations(entries)
+    if not found:
         return {}
-    return {name: {key: evaluations[index][eval_metric(name, key)] for key in (PASS_AT_1, EVAL_REWARD)} for name in tasks}
+    keys = [name for key in (PASS_AT_1, EVAL_REWARD) for name in (key, with_error(key))]
+    metrics = found[index].metrics
+    return {task: {key: metrics[name] for key in keys if (name := eval_metric(task, key)) in metrics} for task in tasks}
+
+
+def changes(entries: list[Any], tasks: list[str]) -> Results:
+    """Change of pass@1 and reward from the first to the last evaluation of a journal. Both answer the same prompts, so errors are paired."""
+    found = evaluations(entries)
+    if len(found) < 2:
+        return {}
+    result: Results = {}
+    for task in tasks:
+        before, after = (found[index].rewards.get(task, []) for index in (0, -1))
+        pairs = {EVAL_REWARD: (before, after), PASS_AT_1: ([float(is_right(r)) for r in before], [float(is_right(r)) for r in after])}
+        for key, (old, new) in pairs.items():
+            name = eval_metric(task, key)
+            result.setdefault(task, {})[key] = found[-1].metrics[name] - found[0].metrics[name]
+            if (error := paired_error(old, new)) is not None:
+                result[task][with_error(key)] = error
+    return result
 
 
 def summarize(
@@ -71,6 +99,7 @@ def summarize(
         learning_rate=config.lr.value,
         base=results(journal.entries, 0, tasks),
         final=results(journal.entries, -1, tasks),
+        change=changes(journal.entries, tasks),
         seconds=seconds,
         tokens_per_second=generated / max(sum(seconds.values()) - seconds["evaluation"], 1e-9),
         ticket_bytes=ticket_bytes,

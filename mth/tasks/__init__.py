@@ -6,6 +6,7 @@ data, or None if it generates them.
 
 import importlib
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from mth.config.schema import Config, TaskConfig
 from mth.foundations.errors import UserError, require
 from mth.foundations.seeds import derive_seed
-from mth.tasks.base import Episode, Task
+from mth.tasks.base import Episode, Task, prompt_of
 from mth.tasks.data import looks_local
 
 
@@ -28,9 +29,26 @@ def build_task(config: TaskConfig) -> Task:
 
 
 def load_tasks(config: Config) -> tuple[Task, dict[str, Task]]:
-    """The training task, and the evaluation tasks by name. Raises UserError if data are missing or unusable."""
-    train = build_task(config.task)
-    return train, {name: train if section is None else _eval_task(name, section) for name, section in eval_sections(config).items()}
+    """The training task, and the evaluation tasks by name. Warns of evaluated prompts that are also trained.
+
+    Raises UserError if data are missing or unusable.
+    """
+    sections = eval_sections(config)
+    train = build_task(train_section(config, sections))
+    evaluated = {name: train if section is None else _eval_task(name, section) for name, section in sections.items()}
+    trained = {prompt_of(episode) for episode in train.train} if config.task.holdout else set()
+    for name, task in evaluated.items():
+        both = sum(prompt_of(episode) in trained for episode in task.eval)
+        if both:
+            print(f"warning: {both} of {len(task.eval)} evaluation prompts of {name} are also trained; give other rows", file=sys.stderr)
+    return train, evaluated
+
+
+def train_section(config: Config, sections: dict[str, TaskConfig | None]) -> TaskConfig:
+    """The configuration of the training task. Rows that were read are held out only if they are evaluated."""
+    evaluated = None in sections.values()
+    has_rows = (config.task.path or task_module(config.task.name).SOURCE) is not None
+    return replace(config.task, holdout=config.task.holdout and (evaluated or not has_rows))
 
 
 def eval_sections(config: Config) -> dict[str, TaskConfig | None]:
@@ -39,8 +57,10 @@ def eval_sections(config: Config) -> dict[str, TaskConfig | None]:
     for name in config.eval.tasks or []:
         path = config.eval.paths.get(name)
         holdout = config.task.holdout and path is None  # data given for evaluation are evaluated whole
-        same = name == config.task.name and path is None
-        sections[name] = None if same else replace(config.task, name=name, path=path, holdout=holdout)
+        grader = config.eval.of(name).grader or config.task.grader
+        section = replace(config.task, name=name, path=path, holdout=holdout, grader=grader)
+        same = name == config.task.name and path is None and grader is config.task.grader
+        sections[name] = None if same else section
     return sections
 
 
@@ -63,7 +83,7 @@ def check_data(config: Config) -> None:
         if section is not None and is_local(section):
             _eval_task(name, section)
     if is_local(config.task):
-        check_rows(build_task(config.task), config)
+        check_rows(build_task(train_section(config, eval_sections(config))), config)
 
 
 def is_local(config: TaskConfig) -> bool:

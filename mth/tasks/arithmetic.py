@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mth.config.schema import TaskConfig
 from mth.tasks.alphabet_sort import embedded_pools
 from mth.tasks.base import EVAL_ROWS, Episode, Task
-from mth.tasks.boxed import boxed_score
+from mth.tasks.boxed import boxed_task
 
 SOURCE = None
 INSTRUCTION = "Put your final answer within \\boxed{}."
@@ -98,4 +98,4 @@ def build(config: TaskConfig) -> Task:
     """Build the task from generated problems."""
     train = build_episodes(config.train_rows, config.data_seed, evaluation=False)
     held = build_episodes(EVAL_ROWS, config.data_seed, evaluation=True) if config.holdout else train
-    return Task("arithmetic", train, held, boxed_score(config, both=False))
+    return boxed_task("arithmetic", train, held, config)

@@ -8,7 +8,9 @@ from mth.foundations.errors import UserError
 from mth.foundations.seeds import derive_seed, permutation
 
 EVAL_ROWS = 1024  # most rows that are held out if training and evaluation rows come from one source
+Prompt = tuple[str, tuple[str, ...]]
 Score = Callable[["Episode", Sequence[str]], dict[str, float]]
+Played = tuple["Episode", Sequence[str]]  # an episode and the replies to its turns
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,47 @@ class Task:
     """A named set of training and evaluation episodes.
 
     score(episode, replies) returns {"reward": r} with r in [0, 1], and perhaps further keys, whose means are logged. A missing reply, after
-    a conversation that ended early, counts as an empty one.
+    a conversation that ended early, counts as an empty one. score_all: the same for many, where that is faster than one after another.
     """
 
     name: str
     train: Sequence[Episode]
     eval: Sequence[Episode]
     score: Score
+    score_all: Callable[[Sequence[Played]], list[dict[str, float]]] | None = None
+
+    def scores(self, played: Sequence[Played]) -> list[dict[str, float]]:
+        """The score of each episode."""
+        return self.score_all(played) if self.score_all else [self.score(*one) for one in played]
+
+
+def is_right(reward: float) -> bool:
+    """A reply passes when its reward is 1 (Alphabet Sort: every turn exact)."""
+    return reward >= 1 - 1e-9
 
 
 def hold_out(episodes: Sequence[Episode], config: TaskConfig, count: int | None = None) -> tuple[list[Episode], list[Episode]]:
     """Split episodes into training and evaluation. Holds out `count` at random (default: a fifth, at most EVAL_ROWS).
 
-    With `task.holdout=false` both parts have all episodes. Raises UserError if there are fewer than two to split.
+    Episodes that repeat a prompt stay together, so that no prompt is both trained and evaluated. With `task.holdout=false` both parts have
+    all episodes. Raises UserError if there are fewer than two prompts to split.
     """
     if not config.holdout:
         return list(episodes), list(episodes)
-    if len(episodes) < 2:
-        raise UserError(f"task.path={config.path}: {len(episodes)} usable rows cannot be split; give more or set task.holdout=false")
-    order = permutation(derive_seed("holdout", config.data_seed), len(episodes))
-    held = set(order[: count or max(1, min(EVAL_ROWS, len(episodes) // 5))].tolist())
+    repeats: dict[Prompt, list[int]] = {}
+    for index, episode in enumerate(episodes):
+        repeats.setdefault(prompt_of(episode), []).append(index)
+    if len(repeats) < 2:
+        raise UserError(f"task.path={config.path}: {len(repeats)} usable prompts cannot be split; give more or set task.holdout=false")
+    wanted, held = count or max(1, min(EVAL_ROWS, len(episodes) // 5)), set[int]()
+    prompts = iter(dict.fromkeys(prompt_of(episodes[i]) for i in permutation(derive_seed("holdout", config.data_seed), len(episodes))))
+    for _ in range(len(repeats) - 1):  # one prompt at least is trained
+        if len(held) >= wanted:
+            break
+        held.update(repeats[next(prompts)])
     return [e for i, e in enumerate(episodes) if i not in held], [e for i, e in enumerate(episodes) if i in held]
+
+
+def prompt_of(episode: Episode) -> Prompt:
+    """What the model reads of an episode."""
+    return episode.system, episode.turns

@@ -4,23 +4,32 @@ from collections.abc import Sequence
 
 from mth.config.choices import Grader, Prompt
 from mth.config.schema import TaskConfig
-from mth.tasks.base import Episode, Score
-from mth.tasks.graders import math_verify, strict
+from mth.tasks.base import Episode, Played, Task
+from mth.tasks.graders import environment, math_verify, strict
 
 SYSTEM = {
     Prompt.paper: "You are a helpful mathematical AI assistant. Please reason step by step and put your final answer within \\boxed{}",
-    Prompt.environment: "Please reason step by step, then put your final answer within \\boxed{}.",
+    Prompt.environment: "Please reason step by step, and put your final answer within \\boxed{}.",
 }
+TIMEOUTS = "grader_timeouts"
 
 
-def boxed_score(config: TaskConfig, both: bool) -> Score:
-    """A score whose reward is the grade of `task.grader`. both: also report the other grader."""
+def boxed_task(name: str, train: Sequence[Episode], held: Sequence[Episode], config: TaskConfig) -> Task:
+    """A task whose reward is the grade of `task.grader`.
 
-    def score(episode: Episode, replies: Sequence[str]) -> dict[str, float]:
-        reply = replies[0] if replies else ""
-        grades = {"strict": strict(reply, episode.truth[0])}
-        if both or config.grader is Grader.math_verify:
-            grades["math_verify"] = math_verify(reply, episode.truth[0], config.grader_timeout)
-        return {"reward": grades[config.grader.name]} | grades
+    Its scores are the reward, the strict grade, and the grade of `task.grader`; with `task.every_grader` that of math_verify too. Where
+    math_verify grades, `grader_timeouts` is 1 for an answer that reached `task.grader_timeout`, and the grade is then 0.
+    """
 
-    return score
+    def score_all(played: Sequence[Played]) -> list[dict[str, float]]:
+        answers = [(replies[0] if replies else "", episode.truth[0]) for episode, replies in played]
+        scores = [{"strict": strict(*answer)} for answer in answers]
+        if config.grader is Grader.environment:
+            scores = [score | {"environment": environment(*answer)} for score, answer in zip(scores, answers, strict=True)]
+        if config.grader is Grader.math_verify or config.every_grader:
+            grades = math_verify(answers, config.grader_timeout)
+            found = ({"math_verify": grade or 0.0, TIMEOUTS: float(grade is None)} for grade in grades)
+            scores = [score | grade for score, grade in zip(scores, found, strict=True)]
+        return [{"reward": score[config.grader.name]} | score for score in scores]
+
+    return Task(name, train, held, lambda episode, replies: score_all([(episode, replies)])[0], score_all)

@@ -1,73 +1,172 @@
-"""Grades a boxed answer: by exact text, or by mathematical equivalence with the math-verify library under a time limit."""
+"""Grades a reply against a gold answer: by exact text, or by mathematical equivalence in worker processes. See docs/graders.md."""
 
 import atexit
 import json
-import select
+import os
+import signal
 import subprocess
 import sys
-from functools import lru_cache
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 
 from mth.foundations.errors import UserError
 from mth.tasks.extraction import last_boxed
 
+LONGEST = 1000  # characters of a boxed answer; a longer one is wrong
+CACHED = 65536  # grades that are kept
+SLICE = 1.0  # seconds; a wait is counted in slices, so the time in which this process was stopped does not count
+STALLED = 600.0  # seconds without an answer and without the CPU limit having struck: the worker is lost
+
 
 def strict(reply: str, gold: str) -> float:
-    """1 if the boxed text equals the gold answer, apart from surrounding spaces. The published GSM8K run used this grader."""
+    """1 if the boxed text equals the gold answer, apart from surrounding spaces."""
     boxed = last_boxed(reply)
-    return float(boxed is not None and boxed.strip() == gold.strip())
+    return float(boxed is not None and boxed.strip() == gold.strip() != "")
 
 
-class MathVerifier:
-    """Runs math-verify in a separate process and kills it if an answer takes too long. sympy can hang without reacting to signals."""
+def environment(reply: str, gold: str) -> float:
+    r"""1 if the boxed text equals the gold answer as it stands. The published GSM8K runs' environment grades like this.
 
-    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "mth.tasks.math_worker")) -> None:
+    The box is the last `\boxed{`, every brace counts, and a reply without a box that closes is compared as a whole.
+    """
+    _, found, tail = reply.rpartition("\\boxed{")
+    depth = 1
+    for end, letter in enumerate(tail if found else ""):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return float(tail[:end] == gold != "")
+    return float(reply == gold != "")
+
+
+@dataclass
+class Worker:
+    """A process of the pool. job: position of the answer that it grades, or None. waited: seconds since it was asked or started."""
+
+    process: subprocess.Popen[str]
+    ready: bool = False
+    job: int | None = None
+    waited: float = 0.0
+
+
+class Pool:
+    """Worker processes that run math-verify, started when they are needed. A worker that is killed is replaced."""
+
+    def __init__(
+        self, size: int | None = None, command: tuple[str, ...] = (sys.executable, "-m", "mth.tasks.math_worker"), stalled: float = STALLED
+    ) -> None:
+        self.size = size or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.command = command
-        self.process: subprocess.Popen[str] | None = None
+        self.stalled = stalled
+        self.workers: list[Worker] = []
         atexit.register(self.close)
 
-    def grade(self, reply: str, gold: str, timeout: float) -> float:
-        """1 if the last boxed expression is equivalent to `gold`, else 0. A timeout counts 0. timeout: in seconds."""
-        boxed = last_boxed(reply)
-        if boxed is None:
-            return 0.0
-        if self.process is None or self.process.poll() is not None:
-            # A new session: Ctrl-C on the training run must not kill the worker and turn a correct answer into 0.
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen(
-                self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-            )
-            if self._readline(120.0).strip() != "ready":
-                raise UserError("task.grader: the math-verify process does not start; is the package math-verify installed?")
-        assert self.process is not None
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps([boxed, gold]) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            self.close()
-            return 0.0
-        return float(self._readline(timeout).strip() == "1")
+    def grade(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[float | None]:
+        """1 or 0 for each pair (boxed, gold), None if the answer took more than `seconds` of CPU time, or twice lost its worker.
 
-    def _readline(self, timeout: float) -> str:
-        assert self.process is not None and self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
-        line = self.process.stdout.readline() if ready else ""
-        if not line:
-            self.close()
-        return line
+        Raises UserError if a worker does not start.
+        """
+        grades: list[float | None] = [None] * len(pairs)
+        todo, lost = deque(range(len(pairs))), set()
+        try:
+            while todo or any(worker.job is not None for worker in self.workers):
+                self._hand_out(todo, pairs, seconds)
+                for worker in self._answered():
+                    line, job = (worker.process.stdout.readline() if worker.process.stdout else "").strip(), worker.job
+                    if line:
+                        worker.ready, worker.job, worker.waited = True, None, 0.0
+                        if job is not None:
+                            grades[job] = float(line == "1")
+                    elif self._bury(worker) != -signal.SIGPROF and job is not None and job not in lost:
+                        lost.add(job)
+                        todo.append(job)
+        except BaseException:
+            self.close()  # an interrupted call must not leave answers in the pipes for the next one
+            raise
+        return grades
+
+    def _hand_out(self, todo: deque[int], pairs: Sequence[tuple[str, str]], seconds: float) -> None:
+        """Give an answer to each idle worker; start workers while there are more answers than workers."""
+        for worker in self.workers:
+            if todo and worker.ready and worker.job is None and worker.process.stdin:
+                worker.job, worker.waited = todo.popleft(), 0.0
+                try:
+                    worker.process.stdin.write(json.dumps([*pairs[worker.job], seconds]) + "\n")
+                    worker.process.stdin.flush()
+                except OSError:  # it has ended, which `_answered` finds
+                    pass
+        starting = sum(not worker.ready for worker in self.workers)
+        for _ in range(min(len(todo) - starting, self.size - len(self.workers))):
+            # A new session: Ctrl-C on the training run must not kill the worker and turn a right answer into 0.
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=null, text=True, start_new_session=True)
+            self.workers.append(Worker(process))
+
+    def _answered(self) -> list[Worker]:
+        """Wait until a worker has written or ended. Kills those that have stalled."""
+        busy = {
+            worker.process.stdout: worker
+            for worker in self.workers
+            if worker.process.stdout and (worker.job is not None or not worker.ready)
+        }
+        found = wait([stream.fileno() for stream in busy], SLICE)
+        for worker in busy.values() if not found else ():
+            worker.waited += SLICE
+            if worker.waited >= self.stalled:
+                worker.process.kill()
+        return [worker for stream, worker in busy.items() if stream.fileno() in found]
+
+    def _bury(self, worker: Worker) -> int:
+        """Remove a worker that has ended and return its exit status. Raises UserError if it had not started."""
+        self.workers.remove(worker)
+        status = end(worker.process)
+        if not worker.ready:
+            raise UserError("task.grader: the math-verify process does not start; is the package math-verify installed?")
+        return status
 
     def close(self) -> None:
-        """Kill the worker process. The next call starts a new one."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        """Kill the workers. The next call starts new ones."""
+        while self.workers:
+            end(self.workers.pop().process)
 
 
-_verifier = MathVerifier()
+def end(process: subprocess.Popen[str]) -> int:
+    """Kill a process, close its pipes and return its exit status."""
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        try:
+            if stream is not None:
+                stream.close()
+        except OSError:  # what was still to be written cannot be
+            pass
+    return process.wait()
 
 
-@lru_cache(maxsize=65536)
-def math_verify(reply: str, gold: str, timeout: float) -> float:
-    """See MathVerifier.grade. Caches grades."""
-    return _verifier.grade(reply, gold, timeout)
+_pool = Pool()
+_grades: dict[tuple[str, str], float] = {}
+
+
+def math_verify(answers: Sequence[tuple[str, str]], seconds: float, pool: Pool = _pool) -> list[float | None]:
+    """1 if the last boxed expression of a reply is equivalent to its gold answer, else 0; None if that took more than `seconds` of CPU time.
+
+    answers: pairs (reply, gold). Grades them in parallel. Remembers grades, but not that an answer took too long.
+    """
+    pairs = [((last_boxed(reply) or "").strip(), gold.strip()) for reply, gold in answers]
+    known = {pair: grade for pair in pairs if (grade := _grades.get(pair, at_once(*pair))) is not None}
+    open_pairs = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    found = dict(zip(open_pairs, pool.grade(open_pairs, seconds), strict=True))
+    if len(_grades) + len(found) > CACHED:
+        _grades.clear()
+    _grades.update({pair: grade for pair, grade in found.items() if grade is not None})
+    return [known[pair] if pair in known else found[pair] for pair in pairs]
+
+
+def at_once(boxed: str, gold: str) -> float | None:
+    """The grade where no library is needed: empty, overlong and equal texts, and whole numbers. Else None."""
+    if not boxed or not gold or len(boxed) > LONGEST:
+        return 0.0
+    if boxed == gold:
+        return 1.0
+    whole = all(text.removeprefix("-").isascii() and text.removeprefix("-").isdecimal() for text in (boxed, gold))
+    return float(int(boxed) == int(gold)) if whole else None

@@ -5,36 +5,42 @@ from typing import Any
 
 from mth.config.choices import Prompt
 from mth.config.schema import TaskConfig
-from mth.foundations.errors import UserError
+from mth.foundations.errors import require
 from mth.tasks.base import Episode, Task, hold_out
-from mth.tasks.boxed import SYSTEM, boxed_score
+from mth.tasks.boxed import SYSTEM, boxed_task
 from mth.tasks.data import read_rows
 
 SOURCE = "openai/gsm8k"
 COLUMNS = ("question", "answer")
 
 
-def gsm8k_episodes(rows: Iterable[dict[str, Any]], prompt: Prompt) -> list[Episode]:
+def gsm8k_episodes(rows: Iterable[dict[str, Any]], prompt: Prompt, path: str = SOURCE) -> list[Episode]:
     """Episodes from rows with `question` and `answer`. The gold answer follows `####`; thousands commas are dropped.
 
-    Raises UserError if a row has no gold answer.
+    Raises UserError if a row has no question or no gold answer. path: of the rows, for that message.
     """
     episodes = []
     for index, row in enumerate(rows):
-        _, found, gold = (row["answer"] or "").rpartition("####")
-        if not found:
-            raise UserError(f"gsm8k row {index}: the answer has no '#### ' line")
-        episodes.append(Episode(f"row{index}", (row["question"],), (gold.strip().replace(",", ""),), SYSTEM[prompt]))
+        question, (_, found, gold) = text(row["question"]), text(row["answer"]).rpartition("####")
+        require(bool(question), f"task.path={path}: row {index} has no question; remove the row")
+        require(bool(found), f"task.path={path}: row {index}: the answer has no '#### ' line; remove the row")
+        require(bool(gold.strip()), f"task.path={path}: row {index} has no gold answer behind '####'; remove the row")
+        episodes.append(Episode(f"row{index}", (question,), (gold.strip().replace(",", ""),), SYSTEM[prompt]))
     return episodes
+
+
+def text(cell: Any) -> str:
+    """A cell as text; a missing one, and one of blanks, is empty."""
+    return "" if cell is None or not str(cell).strip() else str(cell)
 
 
 def build(config: TaskConfig) -> Task:
     """Build the task. Evaluates the test split if the source has one, else held-out rows."""
     path = config.path or SOURCE
     rows, own = read_rows(path, "train", COLUMNS, "main")
-    train = gsm8k_episodes(rows, config.prompt)
+    train = gsm8k_episodes(rows, config.prompt, path)
     if own:
-        held = gsm8k_episodes(read_rows(path, "test", COLUMNS, "main")[0], config.prompt)
+        held = gsm8k_episodes(read_rows(path, "test", COLUMNS, "main")[0], config.prompt, path)
     else:
         train, held = hold_out(train, config)
-    return Task("gsm8k", train, held, boxed_score(config, both=True))
+    return boxed_task("gsm8k", train, held, config)

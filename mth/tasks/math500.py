@@ -2,7 +2,7 @@
 
 from mth.config.schema import TaskConfig
 from mth.tasks.base import Task
-from mth.tasks.boxed import boxed_score
+from mth.tasks.boxed import boxed_task
 from mth.tasks.data import read_rows
 from mth.tasks.math import math_episodes
 
@@ -11,5 +11,6 @@ SOURCE = "HuggingFaceH4/MATH-500"
 
 def build(config: TaskConfig) -> Task:
     """Build the task. It has no training rows."""
-    rows, _ = read_rows(config.path or SOURCE, "test", ("problem",))
-    return Task("math500", (), math_episodes(rows, config.prompt), boxed_score(config, both=True))
+    path = config.path or SOURCE
+    rows, _ = read_rows(path, "test", ("problem",))
+    return boxed_task("math500", (), math_episodes(rows, config.prompt, path), config)

@@ -1,24 +1,36 @@
-"""The process of `graders.MathVerifier`. Reads JSON lines [boxed, gold] and writes 1 or 0 for each, one per line."""
+"""The process of `graders.Pool`. Reads JSON lines [boxed, gold, CPU seconds] and writes 1 or 0 for each, one per line.
+
+An answer that takes more CPU time kills the process with SIGPROF, also inside C code that lets no Python handler run. The machine may stop
+or be busy for as long as it likes. The process ends when its input does, which is when its parent ends.
+"""
 
 import json
+import resource
+import signal
 import sys
+
+MEMORY = 4 << 30  # bytes of address space; an answer such as 10^{10^{10}} must not take the machine's
+WARM_UP = ((r"\frac{1}{2}", "0.5"), (r"x^2+2x+1", "(x+1)^2"), ("1,2", "2,1"), ("x=5", "5"))
 
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # keeps prints of the library out of the answers
-    from math_verify import parse, verify
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    from mth.tasks.equivalence import same
 
+    for boxed, gold in WARM_UP:
+        same(boxed, gold)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        boxed, gold = json.loads(line)
+        boxed, gold, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            wanted = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-            given = parse(f"\\boxed{{{boxed}}}", parsing_timeout=None)
-            same = bool(verify(wanted, given, timeout_seconds=None))
+            equal = same(boxed, gold)
         except Exception as error:  # an answer that the library cannot handle counts as wrong
             print(error, file=sys.stderr)
-            same = False
-        print(int(same), file=answers, flush=True)
+            equal = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(int(equal), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from tqdm import tqdm
 from mth.config.schema import Config
 from mth.foundations.seeds import derive_seed
 from mth.foundations.signals import Requests
+from mth.runs.contents import keep_contents
+from mth.runs.journal import is_due
 from mth.runs.lock import lock_run
-from mth.runs.metrics import EVALUATION_SECONDS, PEAK_MEMORY, REWARD
+from mth.runs.metrics import PEAK_MEMORY, REWARD
 from mth.runs.summary import Summary
-from mth.training.evaluation import evaluate, evaluate_base
+from mth.training.evaluation import Evaluation, evaluate, evaluate_base
 from mth.training.learner import Learner
 from mth.training.metrics import passes, peak_memory, timed
 from mth.training.recorder import recording
@@ -30,13 +32,14 @@ def train(
     requests = requests or Requests()
     torch.manual_seed(derive_seed("torch", config.seed.train))  # mth draws nothing from it, but a model might
     with lock_run(run_dir, config, patience_s) as folder, assemble(config) as parts:
+        keep_contents(run_dir, config)
         run = Learner(parts, folder)
         run.announce()
         with recording(run, root, grid) as recorder:
             if run.progress.step < 0:
-                recorder.log(timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid), EVALUATION_SECONDS), 0)
+                recorder.log(0, {}, timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid)))
             if run.progress.unlogged is not None:  # stopped between a step and its evaluation
-                recorder.log(run.progress.unlogged | evaluate_trained(run), run.progress.step)
+                recorder.log(run.progress.step, run.progress.unlogged, evaluate_trained(run))
             recorder.look_back()
             done, steps = run.progress.step, config.train.steps
             bar = tqdm(range(done + 1, steps + 1), desc="train", unit="step", initial=done, total=steps)
@@ -48,23 +51,18 @@ def train(
                     break
                 metrics = train_step(run, step)
                 last = recorder.watch(metrics, step) or step == steps
-                if last or is_due(step, config.eval.every):
-                    metrics = metrics | evaluate_trained(run)
-                recorder.log(metrics, step)
-                bar.set_postfix(reward=f"{metrics[REWARD]:.3f}", **passes(metrics))
+                evaluation = evaluate_trained(run) if last or is_due(step, config.eval.every) else None
+                recorder.log(step, metrics, evaluation)
+                bar.set_postfix(reward=f"{metrics[REWARD]:.3f}", **passes(evaluation))
                 if requests.save or is_due(step, config.checkpoints.every):
                     requests.save = False
                     run.save()
     return recorder.summary
 
 
-def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) happens at this one."""
-    return every > 0 and step % every == 0
-
-
-def evaluate_trained(run: Learner) -> dict[str, float]:
-    """Evaluate the newest values; the metrics, with the peak memory until then."""
+def evaluate_trained(run: Learner) -> Evaluation:
+    """Evaluate the newest values. The metrics hold the peak memory until then."""
     run.sync()
-    metrics = timed(lambda: evaluate(run.parts.player, run.parts.eval_tasks, run.parts.config), EVALUATION_SECONDS)
-    return metrics | {PEAK_MEMORY: float(peak_memory(run.parts.policy.model.device))}
+    evaluation = timed(lambda: evaluate(run.parts.player, run.parts.eval_tasks, run.parts.config))
+    evaluation.metrics[PEAK_MEMORY] = float(peak_memory(run.parts.policy.model.device))
+    return evaluation

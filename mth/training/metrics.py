@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from mth.rollout.player import Rollout
-from mth.runs.metrics import REWARD
+from mth.foundations.statistics import mean
+from mth.rollout.player import Rollout, score_means
+from mth.runs.metrics import EVALUATION_SECONDS, PASS_AT_1, REWARD
+from mth.tasks.base import is_right
 from mth.training.advantages import no_signal
-from mth.training.evaluation import is_right, mean
+from mth.training.evaluation import Evaluation
 
 
 def rollout_metrics(rollouts: list[Rollout], rewards: torch.Tensor) -> dict[str, float]:
@@ -23,7 +25,7 @@ def rollout_metrics(rollouts: list[Rollout], rewards: torch.Tensor) -> dict[str,
         "completion/tokens_mean": mean(lengths),
         "completion/tokens_max": float(max(lengths)),
         "completion/truncated_share": mean([float(rollout.truncated) for rollout in rollouts]),
-        **{f"score/{key}": mean([rollout.scores[key] for rollout in rollouts]) for key in rollouts[0].scores if key != "reward"},
+        **{f"score/{key}": value for key, value in score_means(rollouts).items() if key != "reward"},
     }
 
 
@@ -43,11 +45,12 @@ class Clock:
         self.last = now
 
 
-def timed(work: Callable[[], dict[str, float]], key: str) -> dict[str, float]:
-    """The metrics that `work` returns, and how many seconds it took under `key`."""
+def timed(work: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation that `work` returns, with the seconds it took."""
     start = time.perf_counter()
-    metrics = work()
-    return metrics | {key: time.perf_counter() - start}
+    evaluation = work()
+    evaluation.metrics[EVALUATION_SECONDS] = time.perf_counter() - start
+    return evaluation
 
 
 def peak_memory(device: torch.device) -> int:
@@ -57,6 +60,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def passes(metrics: dict[str, float]) -> dict[str, str]:
+def passes(evaluation: Evaluation | None) -> dict[str, str]:
     """pass@1 of each evaluated task, for the progress bar."""
-    return {key.split("/")[1]: f"{value:.3f}" for key, value in metrics.items() if key.startswith("eval/") and key.endswith("/pass_at_1")}
+    metrics = evaluation.metrics if evaluation is not None else {}
+    return {key.split("/")[1]: f"{value:.3f}" for key, value in metrics.items() if key.endswith(f"/{PASS_AT_1}")}

@@ -13,6 +13,7 @@ from mth.runs.metrics import ENTROPY, REWARD
 from mth.runs.mlflow import MLFLOW_STATUS, Tracker, run_tags
 from mth.runs.summary import Summary, summarize
 from mth.training.collapse import collapse_reason
+from mth.training.evaluation import Evaluation
 from mth.training.learner import Learner
 from mth.training.metrics import peak_memory
 
@@ -26,9 +27,10 @@ class Recorder:
         self.collapsed: str | None = None
         self.summary = Summary()
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Write a step's metrics; from then on the step is done."""
-        self.tracker.log(step, metrics)
+    def log(self, step: int, metrics: dict[str, float], evaluation: Evaluation | None = None) -> None:
+        """Write a step's metrics and its evaluation, if it has one; from then on the step is done."""
+        evaluation = evaluation or Evaluation()
+        self.tracker.log(step, metrics | evaluation.metrics, evaluation.rewards)
         self.run.progress.step, self.run.progress.unlogged = step, None
 
     def look_back(self) -> None:

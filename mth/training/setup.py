@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from mth.config.checks import check_context
 from mth.config.schema import Config
 from mth.models.load import Policy, load_policy
+from mth.models.shapes import usable_context
 from mth.rollout import build_engine
 from mth.rollout.player import ChatRenderer, Player
 from mth.runs.checkpoint import Checkpoint, restore_ticket
+from mth.runs.contents import refuse_other_model
 from mth.tasks import load_tasks
 from mth.tasks.base import Task
 from mth.tickets.draw import draw_ticket
@@ -31,9 +33,10 @@ class Parts:
 def assemble_ticket(config: Config, checkpoint: Checkpoint | None = None) -> tuple[Policy, Ticket]:
     """Model and ticket, with the values of a checkpoint if one is given. Raises UserError naming the key or file at fault."""
     policy = load_policy(config.model)
-    check_context(config, policy.model.config.max_position_embeddings)
+    check_context(config, usable_context(policy.model.config))
     ticket = draw_ticket(policy.model, config)
     if checkpoint is not None:
+        refuse_other_model(checkpoint.path.parent.parent, config)
         restore_ticket(checkpoint, ticket)
     return policy, ticket
 

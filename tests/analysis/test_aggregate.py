@@ -3,13 +3,14 @@
 import json
 import sqlite3
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from mth.analysis import sources
-from mth.analysis.aggregate import bootstrap_interval, last_value, mean_curve, points, run_table, successes, tidy_frame
+from mth.analysis.aggregate import bootstrap_interval, describe, last_value, mean_curve, points, run_table, series, successes, tidy_frame
 from mth.analysis.collection import Collection, Run, merged
 from mth.analysis.page import report
 from mth.analysis.sources import read_folder, read_mlflow
@@ -121,12 +122,31 @@ def test_six_hundred_thousand_points():
     assert time.process_time() - start < 60  # takes about a second; a loop over rows would take minutes
 
 
-def test_means_and_bands_over_runs_of_different_length():
-    band = mean_curve([run_of("a", [(0, 0.5), (10, 0.7)]), run_of("b", [(0, 0.5), (10, 0.9), (20, 1.0)]), run_of("c", [])], KEY)
-    assert band["mean"].tolist() == pytest.approx([0.5, 0.8, 1.0])
-    assert band["count"].tolist() == [2, 2, 1]
+def test_means_and_bands_are_over_the_same_runs_at_every_step():
+    """The step that only one of them evaluated is left out, as is what a longer run did beyond the shorter."""
+    band = mean_curve([run_of("a", [(0, 0.5), (10, 0.7)]), run_of("b", [(0, 0.5), (6, 0.6), (10, 0.9), (20, 1.0)]), run_of("c", [])], KEY)
+    assert band.index.tolist() == [0, 10]
+    assert band["mean"].tolist() == pytest.approx([0.5, 0.8])
+    assert band["count"].tolist() == [2, 2]
     assert band["std"].tolist()[1] == pytest.approx(np.std([0.7, 0.9], ddof=1))
     assert mean_curve([run_of("c", [])], KEY).empty
+
+
+def test_a_run_that_its_collapse_ended_keeps_its_last_value_in_the_mean():
+    """Or the mean would rise when the worst run stops."""
+    good = [run_of(name, [(0, 0.5), (10, 0.7), (20, value), (30, value)]) for name, value in (("a", 0.8), ("b", 1.0))]
+    early = replace(run_of("c", [(0, 0.5), (10, 0.3), (17, 0.0)]), status="collapsed")
+    for runs in ([*good, early], [early, *good]):
+        band = mean_curve(runs, KEY)
+        assert band.index.tolist() == [0, 10, 20, 30]
+        assert band["mean"].tolist() == pytest.approx([0.5, 1.7 / 3, 0.6, 0.6])
+        assert band["std"].tolist()[2:] == pytest.approx([np.std([0.8, 1.0, 0.0], ddof=1)] * 2)
+        assert band["count"].tolist() == [3] * 4
+    earlier = replace(run_of("d", [(0, 0.5), (5, 0.1)]), status="collapsed")
+    band = mean_curve([early, earlier], KEY)
+    assert (band.index.tolist(), band["mean"].tolist()) == ([0, 10, 17], pytest.approx([0.5, 0.2, 0.05]))
+    unfinished = mean_curve([*good, replace(early, status="failed")], KEY)
+    assert unfinished.index.tolist() == [0, 10]
 
 
 def test_success_is_full_training_minus_one_std():
@@ -134,6 +154,8 @@ def test_success_is_full_training_minus_one_std():
     hits, count, threshold = successes(values, 0.85)
     assert threshold == pytest.approx(0.85 - np.std(values, ddof=1))
     assert (hits, count) == (3, 4)
+    assert successes([0.6, 0.8], 0.85) == (1, 2, pytest.approx(0.85 - np.std([0.6, 0.8], ddof=1)))  # two masks have a std, one has none
+    assert successes([0.8], 0.85) == (0, 1, 0.85)
     assert successes([0.9, float("nan")], 0.85)[:2] == (1, 2)  # a run without the value is no success, and counts
 
 
@@ -143,3 +165,30 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
     assert 0.86 < np.mean(covered) <= 0.99
     assert bootstrap_interval([1.0, 2.0, 3.0]) == bootstrap_interval([1.0, 2.0, 3.0])
     assert np.isnan(bootstrap_interval([1.0])).all()
+
+
+def test_what_a_row_of_numbers_says():
+    found = describe([0.2, 0.4, 0.9, float("nan")])
+    assert (found["mean"], found["std"], found["runs"]) == (pytest.approx(0.5), pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1)), 3)
+    assert (found["low"], found["high"]) == bootstrap_interval([0.2, 0.4, 0.9])
+    assert 0.2 <= found["low"] < 0.5 < found["high"] <= 0.9
+    single = describe([0.5])
+    assert single["mean"] == 0.5 and np.isnan([single["std"], single["low"], single["high"]]).all()
+    nothing = describe([float("nan")])
+    assert np.isnan(nothing["mean"]) and nothing["runs"] == 0
+
+
+def test_a_narrower_interval_for_a_lower_level():
+    values = np.random.default_rng(0).normal(size=30).tolist()
+    (low, high), (inner_low, inner_high) = bootstrap_interval(values), bootstrap_interval(values, level=0.5)
+    assert low < inner_low < np.mean(values) < inner_high < high
+    assert (inner_low + inner_high) / 2 == pytest.approx(np.mean(values), abs=0.03)
+    assert (low + high) / 2 == pytest.approx(np.mean(values), abs=0.05)
+
+
+def test_a_curve_is_in_the_order_of_its_steps():
+    """Whatever the order in which a store gives them."""
+    run = run_of("a", [(20, 1.0), (0, 0.5), (10, 0.7)])
+    assert series(run, KEY).index.tolist() == mean_curve([run], KEY).index.tolist() == [0, 10, 20]
+    assert last_value(run, KEY) == 1.0
+    assert np.isnan(last_value(run, "eval/arithmetic/none"))

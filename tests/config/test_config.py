@@ -12,7 +12,7 @@ from mth.config.identity import differing_keys, identity
 from mth.config.learning_rates import table_lr
 from mth.config.overrides import rewrite_numbers
 from mth.config.schema import Config, LrConfig, ModelConfig
-from mth.config.stored import from_plain, load, read_config, to_plain
+from mth.config.stored import flat, from_plain, load, read_config, to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
 from tests.conftest import make_config
@@ -94,6 +94,7 @@ def test_paper_and_as_run_differ_as_documented():
     assert (as_run.algorithm.advantage.name, as_run.algorithm.ratio.name, as_run.algorithm.lag) == ("centered", "drop", 1)
     assert (paper.optimizer.clip_norm.name, as_run.optimizer.clip_norm.name) == ("masked", "dense")
     assert (as_run.model.dtype, as_run.rollout.dtype) == (Dtype.float32, Dtype.bfloat16)
+    assert (paper.optimizer.decay.name, as_run.optimizer.decay.name) == ("plain", "corrected")
     assert (as_run.algorithm.drop_low, as_run.algorithm.drop_high) == (0.125, 8.0)
     assert (paper.task.prompt.name, as_run.task.prompt.name) == ("paper", "environment")
     assert (paper.train.prompt_order.name, as_run.train.prompt_order.name) == ("epochs", "draws")
@@ -218,3 +219,118 @@ def test_identity_is_what_influences_the_result():
         {"lr": {"value": 1e-4}},
     ):
         assert identity(make_config(**change)) != base
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99, 0.999])
+def test_a_share_given_as_a_percent_is_refused(share):
+    config = load(compose([f"sparsity={share}"]))
+    with pytest.raises(UserError, match=rf"sparsity\.percent={share:g} .*percent: did you mean {100 * share:g}\?"):
+        check_trainable(config)
+    check_trainable(load(compose(["sparsity=1"])))
+    assert from_plain(to_plain(config)) == config  # what was trained with it can still be read
+
+
+# A key without effect, and what is the same run without it.
+SAME = [
+    (["mask=magnitude", "mask_seed=10"], ["mask=magnitude"]),
+    (["mask=first_layer_whole", "mask_seed=10"], ["mask=first_layer_whole"]),
+    (["mask=last_layer_whole", "mask_seed=10", "sparsity=99.9", "lr=5e-3"], ["mask=last_layer_whole"]),
+    (["spectrum.width=64", "spectrum.seed=3", "spectrum.dtype=bfloat16"], []),
+    (["optimizer.momentum=0.9"], []),
+    (["optimizer=adam", "optimizer.momentum=0.9"], ["optimizer=adam"]),
+    (["optimizer=sgd", "optimizer.beta1=0.5", "optimizer.beta2=0.5", "optimizer.eps=1e-3"], ["optimizer=sgd"]),
+    (["algorithm.drop_low=0.5", "algorithm.drop_high=2"], []),
+    (["algorithm.ratio=drop", "algorithm.clip_eps=0.3"], ["algorithm.ratio=drop"]),
+    (["model.device=cpu"], []),
+    (["model.init_seed=7"], []),
+    (["rollout.dtype=float32"], []),
+    (["rollout.context=512"], []),
+    (["model.path=a/b", "model.tokenizer=a/b", "lr=1e-3"], ["model.path=a/b", "lr=1e-3"]),
+    (["task=arithmetic", "task.min_turns=1", "task.max_turns=4", "task.min_names=2", "task.max_names=9"], ["task=arithmetic"]),
+]
+
+# The same keys where they have an effect.
+DIFFERENT = [
+    (["mask=first_layer", "mask_seed=10"], ["mask=first_layer"]),
+    (["mask=first_layer_whole", "sparsity=99.9"], ["mask=first_layer_whole"]),  # Table 2 has another rate
+    (["spectrum.mode=sketch", "spectrum.seed=3"], ["spectrum.mode=sketch"]),
+    (["optimizer=sgd", "optimizer.momentum=0.9"], ["optimizer=sgd"]),
+    (["optimizer.beta1=0.5"], []),
+    (["algorithm.ratio=drop", "algorithm.drop_low=0.5"], ["algorithm.ratio=drop"]),
+    (["algorithm.clip_eps=0.3"], []),
+    (["model.init=random", "model.init_seed=7"], ["model.init=random"]),
+    (["rollout.dtype=bfloat16"], []),
+    (["rollout=vllm", "rollout.context=512"], ["rollout=vllm"]),
+    (["task.max_names=9"], []),
+    (
+        ["task=arithmetic", "eval.tasks=[arithmetic,alphabet_sort]", "task.max_names=9"],
+        ["task=arithmetic", "eval.tasks=[arithmetic,alphabet_sort]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "same"), [(*pair, True) for pair in SAME] + [(*pair, False) for pair in DIFFERENT])
+def test_a_run_is_the_same_whatever_has_no_effect(left, right, same):
+    a, b = (load(compose(overrides)) for overrides in (left, right))
+    assert (identity(a) == identity(b)) is same
+    assert (differing_keys(to_plain(a), to_plain(b)) == []) is same
+    assert from_plain(to_plain(a)) == a
+
+
+def test_a_file_is_the_same_by_any_spelling_of_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d.jsonl").write_text("")
+    spellings = ["d.jsonl", "./d.jsonl", str(tmp_path / "d.jsonl"), "~/d.jsonl", "'~/d.jsonl'", "./x/../d.jsonl"]
+    for key in ("task.path", "eval.paths.gsm8k", "model.path", "model.tokenizer"):
+        found = [load(compose([f"{key}={spelling}"])) for spelling in spellings]
+        assert len({identity(config) for config in found}) == 1, key
+        assert flat(to_plain(found[0]))[key] == str(tmp_path / "d.jsonl")
+    for name in ("none.jsonl", "some/model"):  # nothing of that name is here: perhaps a hub id
+        assert load(compose([f"task.path={name}"])).task.path == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["experiment=fig3_sparsity", "model=tiny", "sparsity=dense"], 1),
+        (["experiment=fig3_sparsity", "model=tiny", "sparsity=paper,dense"], 6),
+        (["experiment=fig3_sparsity", "model=tiny", "sparsity=99"], 5),
+        (["experiment=fig7_lr", "model=tiny", "lr=table2"], 5),
+        (["-m", "mask=magnitude,first_layer_whole,last_layer_whole", "mask_seed=0,10"], 3),
+    ],
+)
+def test_a_choice_of_a_group_replaces_what_is_swept_below_it(arguments, count):
+    assert len(cells_of(arguments)) == count
+
+
+def test_each_model_of_an_experiment_gets_its_own_task():
+    cells = cells_of(["experiment=fig3_sparsity", "model=tiny,qwen2.5-1.5b", "sparsity=dense"])
+    assert [(cell.config.model.name, cell.config.task.name) for cell in cells] == [("tiny", "arithmetic"), ("qwen2.5-1.5b", "math")]
+    cells = cells_of(["experiment=fig3_sparsity", "model=tiny,qwen2.5-1.5b", "sparsity=dense", "task=gsm8k"])
+    assert [cell.config.task.name for cell in cells] == ["gsm8k", "gsm8k"]
+
+
+def test_the_folders_of_a_grid_are_named_as_asked():
+    assert [cell.name for cell in cells_of(["-m", "hydra.sweep.subdir=cell_${mask_seed}", "mask_seed=0,1"])] == ["cell_0", "cell_1"]
+    assert len(cells_of(["-m", "run_dir=g${model.name}", "mask_seed=0,1"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=fig3_sparsity,fig7_lr", "model=tiny"], r"experiment=fig3_sparsity,fig7_lr: a grid takes one experiment"),
+        (["-m", "sparsity=[99,99.9]"], r"sparsity=\[99,99\.9\]: .* write sparsity=99,99\.9 with -m"),
+        (["-m", "mask=[random,magnitude]"], r"mask=\[random,magnitude\]: mask= takes one value"),
+        (["-m", "run_dir=g${mask_seed}", "mask_seed=0,1"], r"run_dir=g0 and run_dir=g1: a grid has one folder"),
+        (["-m", "run_dir=a,b"], r"run_dir=a and run_dir=b: a grid has one folder"),
+        (["-m", "hydra.sweep.subdir=cell", "mask_seed=0,1"], r"hydra\.sweep\.subdir=cell is the same for 2 cells"),
+        (["-m", "hydra.sweep.subdir=a/${mask_seed}", "mask_seed=0,1"], r"hydra\.sweep\.subdir=a/0 must name a folder"),
+        (["-m", "hydra.sweep.dir=x", "mask_seed=0,1"], r"hydra\.sweep\.dir=x: give the folder of a grid with run_dir="),
+        (["run_dir=multirun/lr=1e-4"], r"""cannot be read; put the value in quotes: 'run_dir="multirun/lr=1e-4"'$"""),
+    ],
+)
+def test_a_grid_that_cannot_be_as_asked_is_refused_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        cells_of(arguments)
+    assert "\n" not in str(error.value)

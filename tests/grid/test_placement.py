@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
+from mth.config.stored import to_plain
 from mth.foundations.errors import UserError
 from mth.grid.placement import place_run
 from mth.runs.folder import RunFolder
@@ -85,3 +87,21 @@ def test_a_run_in_an_empty_folder_leaves_that_folder_in_place(tmp_path, more):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, tmp_path.stat().st_ino) == (2 if more else 0, made), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ([] if more else ["mine"])
+
+
+def test_old_runs_are_found_whatever_their_keys_without_effect(tmp_path):
+    """Folders of older versions hold values that have no effect: a mask seed of `magnitude`, the sparsity of a whole layer, the device."""
+    cases = (
+        ({"mask": {"family": "magnitude"}}, {"mask_seed": 10}),
+        ({"mask": {"family": "last_layer", "budget": "whole_layer"}}, {"mask_seed": 10, "sparsity": {"percent": 99.9}}),
+        ({}, {"model": {"device": "cpu"}, "optimizer": {"momentum": 0.9}}),
+    )
+    for number, (sections, idle) in enumerate(cases):
+        config, root = make_config(**sections), tmp_path / str(number)
+        old = ended(root / "old", config)
+        stored = to_plain(config)
+        for key, value in idle.items():
+            stored[key] = stored[key] | value if isinstance(value, dict) else value
+        OmegaConf.save(OmegaConf.create(stored), old / "config.yaml")
+        assert (place_run(config, root / "new", root).found, place_run(config, root / "new", root).dir) == ("finished", old)
+        claim(old, config)  # it can also be continued

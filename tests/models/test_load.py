@@ -6,13 +6,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig
 
 from mth.config.choices import Dtype, Init
 from mth.config.schema import ModelConfig
 from mth.foundations.errors import UserError
 from mth.foundations.paths import TINY_MODEL
-from mth.models.load import check_lm_head, load_policy
+from mth.models.load import load_policy
 
 
 def test_embedded_model_is_small_and_fits_vllm():
@@ -65,11 +64,3 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"model\.device=cuda:1, but no GPU"):
         load_policy(ModelConfig(device="cuda:1"))
-
-
-def test_logits_that_are_changed_after_the_head_are_refused():
-    shape = GraniteConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, logits_scaling=4.0
-    )
-    with pytest.raises(UserError, match="scales or caps its logits"):
-        check_lm_head(AutoModelForCausalLM.from_config(shape).eval())

@@ -2,11 +2,15 @@
 
 import copy
 import dataclasses
+import json
+import math
+import os
 import resource
 import signal
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mth.config.schema import OptimizerConfig
 from mth.foundations.errors import UserError
@@ -120,6 +124,28 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, small_model):
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_is_on_disk_before_it_gets_its_name(tmp_path, small_model, monkeypatch):
+    ticket, optimizer = trained(small_model)
+    path, order = checkpoint_path(tmp_path, 1), []
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append(("fsync", os.fstat(handle).st_size)))
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (order.append(("rename", os.stat(source).st_size)), rename(source, target)))
+    save_checkpoint(path, ticket, make_config(), 1, optimizer, {})
+    assert order[:2] == [("fsync", path.stat().st_size), ("rename", path.stat().st_size)]
+
+
+def test_metrics_that_are_no_numbers_survive_in_valid_json(tmp_path, small_model):
+    """A step whose loss is NaN may be saved before it is logged."""
+    ticket, optimizer = trained(small_model)
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, ticket, make_config(), 2, optimizer, {}, {"loss": math.nan, "grad_norm": math.inf, "entropy": 0.5})
+    with safe_open(path, framework="pt") as file:
+        json.loads(file.metadata()["mth"], parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    unlogged = load_checkpoint(path).header["unlogged"]
+    assert math.isnan(unlogged.pop("loss"))
+    assert unlogged == {"grad_norm": math.inf, "entropy": 0.5}
 
 
 @pytest.mark.parametrize("mask", [{"family": "magnitude", "magnitude": "smallest"}, {"family": "last_layer", "budget": "whole_layer"}])

@@ -29,7 +29,7 @@ def test_an_old_run_folder_resumes(tmp_path):
     entries, pinned = read_journal(old), PINS["journal"]
     assert [(e.step, e.time, e.metrics) for e in entries[:4]] == [(e["step"], e["time"], e["metrics"]) for e in pinned[:4]]
     got, want = entries[4].metrics, pinned[4]["metrics"]
-    assert got.keys() == want.keys()
+    assert got.keys() >= want.keys()
     assert got["reward/mean"] == pytest.approx(want["reward/mean"], abs=0.3)
     assert got["entropy"] == pytest.approx(want["entropy"], rel=0.5)
     assert got["learning_rate"] == want["learning_rate"]
@@ -38,5 +38,5 @@ def test_an_old_run_folder_resumes(tmp_path):
     assert sorted(checkpoint.tensors) == PINS["checkpoint"]["tensors"]
     assert sorted(checkpoint.header) == PINS["checkpoint"]["header"]
     assert sorted(str(path.relative_to(old)) for path in old.rglob("*") if path.is_file()) == PINS["run_folder"]
-    assert list(RunFolder(old).record()) == PINS["run_json"]
+    assert set(RunFolder(old).record()) >= set(PINS["run_json"])
     assert list(json.loads((old / "summary.json").read_text())) == list(PINS["summary"])

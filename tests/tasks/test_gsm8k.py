@@ -14,8 +14,21 @@ def test_gsm8k_rows():
     (episode,) = gsm8k_episodes([{"question": "How many?", "answer": "work <<1+1=2>>\n#### 2,125"}], Prompt.paper)
     assert episode.truth == ("2125",)
     assert episode.system.startswith("You are a helpful mathematical AI assistant.")
-    with pytest.raises(UserError, match="row 0"):
-        gsm8k_episodes([{"question": "q", "answer": "2"}], Prompt.paper)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"question": "q", "answer": "2"}, "row 1: the answer has no '#### ' line"),
+        ({"question": "q", "answer": None}, "row 1: the answer has no '#### ' line"),
+        ({"question": "q", "answer": "work\n#### "}, "row 1 has no gold answer"),
+        ({"question": None, "answer": "#### 2"}, "row 1 has no question"),
+        ({"question": " ", "answer": "#### 2"}, "row 1 has no question"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(row, line):
+    with pytest.raises(UserError, match=f"task.path=a.jsonl: {line}"):
+        gsm8k_episodes([{"question": "q", "answer": "#### 1"}, row], Prompt.paper, "a.jsonl")
 
 
 def test_local_folder_with_its_own_test_split(tmp_path):

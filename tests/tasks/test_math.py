@@ -1,23 +1,44 @@
 """MATH and MATH-500: rows to episodes."""
 
 import pandas as pd
+import pytest
 
 from mth.config.choices import Prompt
 from mth.config.schema import TaskConfig
+from mth.foundations.errors import UserError
 from mth.tasks import build_task
 from mth.tasks.math import math_episodes
 from tests.tasks.rows import write_rows
 
 
-def test_math_rows_drop_empty_gold():
+def test_rows_without_a_gold_answer_are_dropped_and_counted(capsys):
     rows = [
         {"problem": "a", "solution": r"so \boxed{\frac{1}{2}}"},
         {"problem": "b", "solution": r"so \boxed{}"},
         {"problem": "c", "solution": r"so \boxed 2$."},
         {"problem": "d", "solution": "nothing"},
         {"problem": "e", "solution": "x", "answer": "7"},
+        {"problem": "f", "solution": r"so \fbox{8}"},
+        {"problem": "g", "answer": " "},
     ]
-    assert [e.truth[0] for e in math_episodes(rows, Prompt.environment)] == [r"\frac{1}{2}", "2", "7"]
+    assert [e.truth[0] for e in math_episodes(rows, Prompt.environment, "a.jsonl")] == [r"\frac{1}{2}", "2", "7", "8"]
+    assert capsys.readouterr().err == "warning: a.jsonl: 3 of 7 rows have no gold answer and are dropped\n"
+    math_episodes(rows[:1], Prompt.environment)
+    assert capsys.readouterr().err == ""
+
+
+def test_answers_may_be_numbers():
+    rows = [{"problem": "a", "answer": 0}, {"problem": "b", "answer": 2.5}]
+    assert [e.truth[0] for e in math_episodes(rows, Prompt.paper)] == ["0", "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [({"problem": None, "answer": "1"}, "row 0 has no problem"), ({"problem": "a", "answer": None}, "no row has a gold answer")],
+)
+def test_rows_that_cannot_be_used_are_named(row, line):
+    with pytest.raises(UserError, match=f"task.path=a.jsonl: {line}"):
+        math_episodes([row], Prompt.paper, "a.jsonl")
 
 
 def test_one_parquet_file_is_split_by_seed(tmp_path):

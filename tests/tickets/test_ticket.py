@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from mth.config.choices import Decay, OptimizerName
 from mth.config.schema import OptimizerConfig
 from mth.tickets.draw import model_parameters
 from mth.tickets.masks import sample_mask
@@ -144,3 +145,42 @@ def test_optimizer_memory_is_twelve_bytes_per_active_entry(small_model):
     k = ticket.active_parameters
     assert parts == {"values": 4 * k, "gradient": 4 * k, "index": 4 * k, "moments": 8 * k}
     assert parts["index"] + parts["moments"] <= 12 * k
+
+
+def test_decay_of_the_published_code_is_over_the_bias_correction_of_the_first_moment(small_model):
+    """Without a gradient Adam moves nothing, so what is left is the decay. A restored optimizer goes on counting."""
+    config = OptimizerConfig(decay=Decay.corrected, weight_decay=0.1)
+    ticket = ticket_of(small_model, 98)
+    optimizer, expected = build_optimizer(ticket, config, 1e-2), ticket.values.detach().clone()
+    for step in range(1, 7):
+        if step == 4:
+            state, optimizer = optimizer.state_dict(), build_optimizer(ticket, config, 1e-2)
+            optimizer.load_state_dict(state)
+        ticket.zero_gradient()
+        optimizer.step()
+        expected *= 1 - 1e-2 * 0.1 / (1 - 0.9**step)
+        torch.testing.assert_close(ticket.values.detach(), expected, rtol=1e-6, atol=0)
+    assert expected.abs().sum() < 0.998 * ticket_of(copy.deepcopy(small_model), 98).values.abs().sum()
+
+
+def test_decay_differs_from_the_published_code_by_as_much_as_the_table_says(small_model):
+    """docs/experiments.md: the published code takes 27 x lr x weight_decay more of the values, all in the first steps."""
+    left = {}
+    for decay in Decay:
+        ticket = ticket_of(copy.deepcopy(small_model), 98)
+        before, optimizer = ticket.values.detach().clone(), build_optimizer(ticket, OptimizerConfig(decay=decay), 1e-3)
+        for _ in range(100):
+            ticket.zero_gradient()
+            optimizer.step()
+        left[decay] = (ticket.values.detach().abs().sum() / before.abs().sum()).item()
+    assert left[Decay.plain] == pytest.approx(1 - 1e-3, abs=2e-6)
+    assert left[Decay.plain] - left[Decay.corrected] == pytest.approx(27 * 1e-3 * 0.01, rel=0.02)
+
+
+def test_only_adamw_has_the_decay_of_the_published_code(small_model):
+    for name in (OptimizerName.adam, OptimizerName.sgd):
+        ticket = ticket_of(copy.deepcopy(small_model), 98)
+        optimizer = build_optimizer(ticket, OptimizerConfig(name=name, decay=Decay.corrected), 1e-2)
+        ticket.zero_gradient()
+        optimizer.step()
+        assert optimizer.param_groups[0]["weight_decay"] == 0.01

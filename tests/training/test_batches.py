@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, Qwen2Config
+from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPT2Config, MptConfig, Qwen2Config
 
 from mth.rollout.player import Rollout
 from mth.tasks.base import Episode
+from mth.training import batches
 from mth.training.batches import attention_cost, collate, pack_rows
-from mth.training.logprobs import completion_logprobs
+from mth.training.logprobs import Layout, completion_logprobs
 
 CPU = torch.device("cpu")
 
@@ -71,16 +72,79 @@ def test_equal_prompts_of_other_groups_are_not_needed_to_share():
     assert [row.members for row in pack_rows(rollouts, 1e-9, 4096)] == [(0,), (1,), (2,)]
 
 
-def model_of(config):
+def model_of(config, dtype=torch.float32):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def test_models_that_cannot_share_are_found_out():
+def test_models_that_cannot_share_are_found_out(capsys):
     shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
     sliding = Qwen2Config(**shape, num_hidden_layers=2, use_sliding_window=True, sliding_window=3, max_window_layers=0)
     assert attention_cost(model_of(sliding)) == float("inf")
-    sliding.sliding_window = 16  # longer than any trial
+    sliding.sliding_window = 64  # longer than any trial
     assert attention_cost(model_of(sliding)) == float("inf")
-    assert attention_cost(model_of(BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=2))) == float("inf")  # no position_ids
+    assert "sliding window" in capsys.readouterr().out
+    bloom = BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=2)  # no position_ids
+    alibi = FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, alibi=True)
+    mpt = MptConfig(vocab_size=50, d_model=32, n_layers=1, n_heads=2)  # ALiBi; takes both arguments and ignores the positions
+    eager = Qwen2Config(**shape, num_hidden_layers=1, attn_implementation="eager")
+    for config in (bloom, alibi, mpt, eager):
+        assert attention_cost(model_of(config)) == float("inf")
+        said = capsys.readouterr().out
+        assert said.startswith("warning: model.path: ") and said.count("\n") == 1
     assert attention_cost(model_of(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2))) < 1
+    assert not capsys.readouterr().out
+
+
+def realistic(dtype, rounding):
+    """A model whose states differ by a relative `rounding` per layer from one call to the next, as those of bf16 kernels do on a GPU.
+
+    Its log-probabilities reach -40 nats, as a trained model's do on tokens that do not belong together.
+    """
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
+    model = model_of(Qwen2Config(vocab_size=500, initializer_range=0.15, tie_word_embeddings=False, **shape), dtype)
+    with torch.no_grad():
+        model.lm_head.weight *= 4
+    noise = torch.Generator().manual_seed(0)
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, inputs, out: out * (1 + rounding * torch.randn(out.shape, generator=noise)).to(out.dtype))
+    return model
+
+
+def ignore(model, name):
+    """Make the model use its own mask, or its own positions, whatever it is given."""
+    forward = model.model.forward
+    model.model.forward = lambda *args, **arguments: forward(*args, **(arguments | {name: None}))
+    return model
+
+
+PRECISIONS = [(torch.float32, 1e-7), (torch.bfloat16, 2**-8)]
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), PRECISIONS)
+def test_rounding_does_not_turn_sharing_off(dtype, rounding, capsys):
+    assert attention_cost(realistic(dtype, rounding)) < 1
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize(("dtype", "rounding"), PRECISIONS)
+def test_models_that_ignore_a_part_of_the_layout_do_not_share(dtype, rounding, ignored, capsys):
+    assert attention_cost(ignore(realistic(dtype, rounding), ignored)) == float("inf")
+    assert "computes other hidden states for a shared row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("member", [2, 3])
+@pytest.mark.parametrize(("dtype", "rounding"), PRECISIONS)
+def test_the_trial_judges_every_rollout_of_the_row(dtype, rounding, member, monkeypatch):
+    """A row is wrong if one of its rollouts sees its neighbour."""
+    layout = batches._PackedRows.layout
+
+    def leak(rows, device):
+        right = layout(rows, device)
+        segment = rows.segment
+        sees = (segment[:, None, :, None] == member) & (segment[:, None, None, :] == member - 1)
+        return Layout(right.positions, right.previous, right.attention | sees)
+
+    monkeypatch.setattr(batches._PackedRows, "layout", leak)
+    assert attention_cost(realistic(dtype, rounding)) == float("inf")

@@ -56,6 +56,8 @@ def run(tmp_path, name, **sections):
 def test_golden_run(tmp_path):
     """A refactor leaves this run identical. Bits are compared where processor and torch are those of the record, elsewhere closely.
 
+    Metrics that joined since the record are left out.
+
     To record it anew after a change that is meant to change it: MTH_RECORD_GOLDEN=1 pytest tests/training/test_loop.py -k golden
     """
     run(tmp_path, "run", task={"name": "alphabet_sort"}, rollout={"max_tokens": 96})
@@ -66,6 +68,8 @@ def test_golden_run(tmp_path):
     if os.environ.get("MTH_RECORD_GOLDEN"):
         GOLDEN.write_text(json.dumps(got, indent=1) + "\n")
     want = json.loads(GOLDEN.read_text())
+    recorded = [metrics.keys() for _, metrics in want["metrics"]]
+    got["metrics"] = [(step, {k: v for k, v in m.items() if k in keys}) for (step, m), keys in zip(got["metrics"], recorded, strict=True)]
     if got["machine"] == want["machine"]:
         assert json.loads(json.dumps(got)) == want
     # Another processor rounds differently, and one sampled token that flips changes what follows: only the start is comparable.

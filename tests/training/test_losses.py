@@ -52,3 +52,22 @@ def test_kl_estimate_is_unbiased_for_the_sampler():
 
 def test_every_choice_of_the_ratio_has_a_rule():
     assert set(RATIO_RULES) == set(Ratio)
+
+
+def test_a_ratio_on_the_bound_is_kept():
+    """The interval [drop_low, drop_high] has its ends."""
+    config = AlgorithmConfig(drop_low=0.125, drop_high=8.0)
+    ratio = torch.tensor([0.125, 8.0, 0.124, 8.1])
+    loss, dropped = RATIO_RULES[Ratio.drop](ratio, torch.ones(4), config)
+    assert dropped.tolist() == [False, False, True, True]
+    assert loss.tolist() == [-0.125, -8.0, 0.0, 0.0]
+
+
+def test_parts_of_a_batch_add_up_to_its_loss():
+    ratios, advantages = [1.0, 1.5, 0.7, 0.5, 1.1], [1.0, -2.0, 0.5, -1.0, 3.0]
+    whole, _, _ = loss_of(ratios, advantages, AlgorithmConfig())
+    parts = []
+    for piece in (slice(0, 2), slice(2, 5)):
+        new = torch.tensor(ratios[piece]).log()
+        parts.append(policy_loss(new, torch.zeros_like(new), torch.tensor(advantages[piece]), AlgorithmConfig(), 5)[0].item())
+    assert sum(parts) == pytest.approx(whole)

@@ -14,6 +14,8 @@ from mth.foundations.errors import UserError
 from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, eval_metric
 
 INTERVAL = "low, high: 95 % interval of the mean, bootstrap over masks."  # part of captions
+CARRIED = "A run that its collapse ended keeps its last value in the mean."  # part of captions, where `collapse.stop` is on
+ERRORS = "Errors are standard errors over prompts, paired where two results are compared."  # part of captions
 UNROUNDED = ("lr", "learning rate", "sparsity", "sparsity %", "percent")  # columns that keep all their digits
 
 

@@ -1,6 +1,7 @@
 """Forgetting: how training on one task changes the results on another. The paper leaves the question open."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,8 @@ from matplotlib.axes import Axes
 
 from mth.analysis.aggregate import describe, series
 from mth.analysis.collection import Run
-from mth.analysis.figures.base import INTERVAL, FigureSpec, Item, Setting, rounded_table
+from mth.analysis.errors import change_error, difference_error
+from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import at_best_rates
 from mth.analysis.style import COLORS, MARKERS, legend_below, level_style, panels
@@ -33,7 +35,7 @@ def make(setting: Setting, needed: Need) -> list[Item]:
         panel.set(title="every run, whatever its learning rate", xlabel=f"change on {trained} (trained)", ylabel=f"change on {task}")
     caption = (
         "Change from the base model to the end of training, runs as in Figure 3. Left: each level at its best learning rate; bars: one std "
-        f"over masks. Right: every run of the sweep, so that levels can be compared at equal gain. {INTERVAL}"
+        f"over masks; of a single run its standard error. Right: every run of the sweep, so that levels can be compared at equal gain. {ERRORS} {INTERVAL}"
     )
     data = {"forgetting_runs": rounded_table(by_run)}
     return [Item("forgetting", "Gain and forgetting by sparsity", caption, figure, rounded_table(table), needed, data)]
@@ -42,11 +44,13 @@ def make(setting: Setting, needed: Need) -> list[Item]:
 def changes_by_sparsity(runs: Sequence[Run], metrics: dict[str, str]) -> pd.DataFrame:
     """One row per (name, sparsity): a metric before and after training, and its change, each level at its best learning rate.
 
-    metrics: name -> metric. Before and after are means over runs. The change has a mean, std, bootstrap interval and number of runs.
+    metrics: name -> metric. Before and after are means over runs. The change has a mean, std, standard error over prompts, bootstrap
+    interval and number of runs.
     """
     rows = []
     chosen = at_best_rates(runs)
     for name, metric in metrics.items():
+        full: dict[str, Any] = {}
         for percent in sorted({run.sparsity for run in chosen}):
             level = [run for run in chosen if run.sparsity == percent]
             ends = np.array([both for run in level if (both := _before_and_after(run, metric)) is not None])
@@ -55,7 +59,12 @@ def changes_by_sparsity(runs: Sequence[Run], metrics: dict[str, str]) -> pd.Data
             row = {"accuracy on": name, "sparsity": percent, "learning rate": level[0].lr}
             row |= dict(zip(("before", "after"), ends.mean(0).tolist(), strict=True))
             change = describe(ends[:, 1] - ends[:, 0])
-            rows.append(row | {"change" if key == "mean" else key: value for key, value in change.items()})
+            measured = [run for run in level if _before_and_after(run, metric) is not None]
+            row |= {"change": change.pop("mean"), "std": change.pop("std"), "error": change_error(measured, metric)} | change
+            if percent > 0 and full:
+                row |= {"to full": row["change"] - full["change"], "to full error": difference_error(measured, full["runs"], metric)}
+            full = {"change": row["change"], "runs": measured} if percent == 0 else full
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -70,6 +79,7 @@ def changes_by_run(runs: Sequence[Run], trained: str, others: dict[str, str]) ->
         for name, metric in {"gain": trained, **others}.items():
             ends = _before_and_after(run, metric)
             row[name] = ends[1] - ends[0] if ends else float("nan")
+            row[f"{name} error"] = change_error([run], metric)
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["sparsity", "learning rate", "mask seed"], ignore_index=True)
 
@@ -86,7 +96,7 @@ def draw_changes(axes: Axes, table: pd.DataFrame) -> None:
     for number, (task, rows) in enumerate(table.groupby("accuracy on", sort=False)):
         place = np.array([names.index(percent) for percent in rows["sparsity"]]) + 0.06 * number
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "label": task}
-        axes.errorbar(place, rows["change"], yerr=rows["std"].fillna(0), markersize=5, capsize=4, **style)
+        axes.errorbar(place, rows["change"], yerr=rows["std"].fillna(rows["error"]).fillna(0), markersize=5, capsize=4, **style)
     axes.axhline(0, color="gray", linewidth=1.2, linestyle=":", label="base model")
     axes.set(xticks=range(len(names)), xticklabels=[f"{percent:g}" for percent in names], xlabel="sparsity (% of entries frozen)")
     legend_below(axes)
@@ -95,7 +105,9 @@ def draw_changes(axes: Axes, table: pd.DataFrame) -> None:
 def draw_trade(axes: Axes, by_run: pd.DataFrame, other: str) -> None:
     """Gain on the trained task against the change on another, one dot per run, coloured by sparsity. by_run: from `changes_by_run`."""
     for number, (percent, rows) in enumerate(by_run.groupby("sparsity")):
-        axes.scatter(rows["gain"], rows[other], s=26, alpha=0.8, **level_style(number, percent))
+        style = level_style(number, percent)
+        axes.errorbar(rows["gain"], rows[other], yerr=rows[f"{other} error"].fillna(0), fmt="none", ecolor=style["color"], alpha=0.3)
+        axes.scatter(rows["gain"], rows[other], s=26, alpha=0.8, **style)
     axes.axhline(0, color="gray", linewidth=1.2, linestyle=":")
     axes.axvline(0, color="gray", linewidth=1.2, linestyle=":")
     legend_below(axes)

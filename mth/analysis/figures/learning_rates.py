@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mth.analysis.aggregate import describe, last_value
 from mth.analysis.collection import Run
-from mth.analysis.figures.base import INTERVAL, FigureSpec, Item, Setting, rounded_table
+from mth.analysis.errors import results
+from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, best_rates, selection_score
 from mth.analysis.style import legend_below, level_style, panels
@@ -30,7 +30,7 @@ def make(setting: Setting, needed: Need) -> list[Item]:
         tables.append(table)
     caption = (
         f"Ring: the rate with the highest mean reward of the last {SELECTION_STEPS} training steps at that sparsity, compared on the masks that all "
-        f"its rates share. Bars: one std over masks. {INTERVAL}"
+        f"its rates share. Bars: one std over masks; of a single run its standard error. {ERRORS} {INTERVAL}"
     )
     return [Item("learning_rates", "Learning rates (Figure 7)", caption, figure, rounded_table(pd.concat(tables)), needed)]
 
@@ -40,7 +40,7 @@ def by_rate(task: str, runs: Sequence[Run], key: str, chosen: Mapping[float, flo
     rows = []
     for percent, rate in sorted({(run.sparsity, run.lr) for run in runs}):
         equal = [run for run in runs if (run.sparsity, run.lr) == (percent, rate)]
-        row = {"task": task, "sparsity": percent, "lr": rate} | describe([last_value(run, key) for run in equal])
+        row = {"task": task, "sparsity": percent, "lr": rate} | results(equal, key)
         score, collapsed = np.mean([selection_score(run) for run in equal]), sum(run.collapsed for run in equal)
         rows.append(row | {"reward on training prompts": score, "chosen": chosen[percent] == rate, "collapsed": collapsed})
     return pd.DataFrame(rows)
@@ -52,7 +52,9 @@ def draw(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> None
         rows = rows.sort_values("lr")
         style = level_style(number, percent)
         line = "--" if percent == 0 else "-"
-        axes.errorbar(rows["lr"], rows["mean"], yerr=rows["std"].fillna(0), markersize=5, capsize=3, linestyle=line, **style)
+        axes.errorbar(
+            rows["lr"], rows["mean"], yerr=rows["std"].fillna(rows["error"]).fillna(0), markersize=5, capsize=3, linestyle=line, **style
+        )
         best = rows[rows["lr"] == chosen.get(percent)]
         axes.scatter(best["lr"], best["mean"], s=130, facecolors="none", edgecolors=style["color"], linewidths=1.4, zorder=4)
     axes.scatter([], [], s=110, facecolors="none", edgecolors="gray", label="chosen on training prompts")

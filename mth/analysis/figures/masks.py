@@ -1,17 +1,20 @@
 """Many random masks at one sparsity against full training (paper, Figures 1 and 2)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mth.analysis.aggregate import describe, last_value, mean_curve, series, successes
-from mth.analysis.figures.base import INTERVAL, FigureSpec, Item, Setting, rounded
+from mth.analysis.aggregate import last_value, mean_curve, series, successes
+from mth.analysis.errors import curve, difference_error, error, results
+from mth.analysis.figures.base import CARRIED, ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded
 from mth.analysis.needs import Need
 from mth.analysis.rates import at_best_rates
 from mth.analysis.style import BLUE, SKY, draw_full_training, panels
 from mth.foundations.errors import UserError
+from mth.foundations.statistics import plus_minus
 
 
 def make(setting: Setting, needed: Need) -> list[Item]:
@@ -25,18 +28,24 @@ def make(setting: Setting, needed: Need) -> list[Item]:
         if not sparse:
             raise UserError(f"no finished run of {needed.experiment} has a mask")
         percent = sparse[0].sparsity
-        draw(panel, [series(run, key) for run in sparse], mean_curve(sparse, key), mean_curve(full, key))
+        draw(panel, [series(run, key) for run in sparse], mean_curve(sparse, key), curve(full, key))
         panel.set(title=f"{task}, {percent:g} % sparsity", ylabel=setting.label)
         finals = [last_value(run, key) for run in sparse]
         reference = float(np.mean([last_value(run, key) for run in full])) if full else float("nan")
         row = {"task": task, "sparsity %": percent, "masks": len(sparse), "collapsed": sum(run.collapsed for run in sparse)}
-        row |= rounded(describe(finals)) | {"worst": min(finals), "best": max(finals), "full": reference}
+        row |= rounded(results(sparse, key)) | {"worst": min(finals), "best": max(finals), "full": reference}
         if full:
             hits, count, threshold = successes(finals, reference)
-            row |= {"successes": hits, "threshold": round(threshold, 4)}
-            sentences.append(f"{task}: {hits} of {count} masks at or above full training minus one std of the masks ({threshold:.3f}).")
+            distance = rounded({"to full": float(np.mean(finals)) - reference, "to full error": difference_error(sparse, full, key)})
+            row |= rounded({"full error": error(full, key)}) | {"successes": hits, "threshold": round(threshold, 4)} | distance
+            known = distance["to full error"] if math.isfinite(distance["to full error"]) else None
+            sentences.append(
+                f"{task}: {hits} of {count} masks at or above full training minus one std of the masks ({threshold:.3f}); "
+                f"mean of the masks minus full training: {plus_minus(distance['to full'], known, '+')}."
+            )
         rows.append(row)
-    caption = " ".join([f"Thin lines are masks, the band is one std, full training is dashed. {INTERVAL}", *sentences])
+    sentences += [CARRIED] if setting.config.collapse.stop else []
+    caption = " ".join([f"Thin lines are masks, their band is one std; full training is dashed. {ERRORS} {INTERVAL}", *sentences])
     return [Item("masks", "Many random masks (Figures 1 and 2)", caption, figure, pd.DataFrame(rows), needed)]
 
 

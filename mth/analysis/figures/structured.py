@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mth.analysis.aggregate import describe, last_value, mean_curve
 from mth.analysis.collection import Run
-from mth.analysis.figures.base import INTERVAL, FigureSpec, Item, Setting, rounded
+from mth.analysis.errors import curve, results
+from mth.analysis.figures.base import CARRIED, ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, at_best_rates
 from mth.analysis.style import COLORS, MARKERS, draw_full_training, legend_below, panels
@@ -22,34 +22,34 @@ def make(setting: Setting, needed: Need) -> list[Item]:
         by_mask: dict[str, list[Run]] = {}
         for run in setting.usable(needed.runs, task):
             by_mask.setdefault(run.mask_name, []).append(run)
-        curves, full = {}, mean_curve([], key)
+        curves, full = {}, curve([], key)
         for name, tried in by_mask.items():
             chosen = at_best_rates(tried)
             collapsed = sum(run.collapsed for run in chosen)
             if chosen[0].is_full:
-                full = mean_curve(chosen, key)
+                full = curve(chosen, key)
             else:
-                curves[f"{name} ({collapsed} of {len(chosen)} collapsed)" if collapsed else name] = mean_curve(chosen, key)
+                curves[f"{name} ({collapsed} of {len(chosen)} collapsed)" if collapsed else name] = curve(chosen, key)
             counts = sorted(run.summary.active_parameters for run in chosen if run.summary.active_parameters is not None)
             row = {"task": task, "mask": name, "active": counts[0] if counts else None, "learning rate": chosen[0].lr}
             row |= {"rates tried": len({run.lr for run in tried})}
-            rows.append(row | rounded(describe([last_value(run, key) for run in chosen])) | {"collapsed": collapsed})
+            rows.append(row | rounded(results(chosen, key)) | {"collapsed": collapsed})
         draw(panel, curves, full)
         panel.set(title=task, ylabel=setting.label)
     caption = (
         f"Each at its best learning rate among those run (reward of the last {SELECTION_STEPS} training steps). "
         "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed. "
-        f"{INTERVAL}"
-    )
+        f"Bands: one std over masks; of a single run its standard error. {ERRORS} {INTERVAL}"
+    ) + (f" {CARRIED}" if setting.config.collapse.stop else "")
     return [Item("structured", "Single layers against a random mask (Figures 5 and 6)", caption, figure, pd.DataFrame(rows), needed)]
 
 
 def draw(axes: Axes, curves: Mapping[str, pd.DataFrame], full: pd.DataFrame) -> None:
-    """One line per mask, with a band of one std where there are several runs, full training dashed."""
+    """One line per mask, with a band of one std, or of its standard error where there is one run; full training dashed."""
     for number, (name, values) in enumerate(curves.items()):
         color = COLORS[number % len(COLORS)]
         axes.plot(values.index, values["mean"], color=color, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
-        low, high = values["mean"] - values["std"], values["mean"] + values["std"]
+        low, high = values["mean"] - values["band"], values["mean"] + values["band"]
         axes.fill_between(values.index, low, high, color=color, alpha=0.12, linewidth=0)
     draw_full_training(axes, full)
     axes.set(xlabel="optimizer step")

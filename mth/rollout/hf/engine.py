@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mth.config.schema import RolloutConfig
 from mth.foundations.seeds import uniforms
 from mth.models.load import Policy
+from mth.models.shapes import usable_context
 from mth.rollout.engine import Completion, Request, check_fits
 from mth.rollout.hf.kv import GROUPED_ATTENTION, has_full_attention, remove_finished_rows, use_grouped_attention
 from mth.rollout.hf.prefill import forward, prefill
@@ -52,7 +53,7 @@ class HfEngine:
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
         """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context."""
-        check_fits(requests, max_tokens, self.model.config.max_position_embeddings)
+        check_fits(requests, max_tokens, usable_context(self.model.config))
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
         swap = self.shares_model and not torch.equal(self.values, self.ticket.values.data)

@@ -7,6 +7,7 @@ import torch
 from mth.config.schema import RolloutConfig
 from mth.foundations.errors import EngineError
 from mth.models.load import Policy
+from mth.models.shapes import usable_context
 from mth.rollout.engine import Completion, Request, check_fits
 from mth.rollout.vllm.core import Core, EngineSpec
 from mth.tickets.ticket import Ticket
@@ -25,7 +26,7 @@ class VllmEngine:
         self.core, self.ticket = core, ticket
         self.stop_ids = sorted(policy.stop_ids)
         self.dtype = policy.model.dtype if config.dtype is None else getattr(torch, config.dtype.name)
-        limit = policy.model.config.max_position_embeddings
+        limit = usable_context(policy.model.config)
         self.context = min(limit, config.context or limit)
         dtype_name = str(self.dtype).removeprefix("torch.")
         core.open(

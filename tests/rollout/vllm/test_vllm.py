@@ -12,7 +12,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mth.config.schema import ModelConfig, RolloutConfig
+from mth.models.load import load_policy
+from mth.models.save import save_model
+from mth.rollout.engine import Request
+from mth.rollout.hf.engine import HfEngine
 from mth.runs.journal import read_journal
+from mth.tasks.arithmetic import build_episodes
+from tests.tickets.models import ticket_of
 from tests.training.test_loop import repeatable
 
 HERE = Path(__file__).parent
@@ -130,3 +137,31 @@ def test_an_engine_that_does_not_fit_says_so_in_one_line(tmp_path):
     last = output.strip().splitlines()[-1]
     assert last.startswith("error: vLLM could not be started: out of memory")
     assert "rollout.kv_cache_mib" in last
+
+
+CHAT = """
+import json, sys
+from mth.rollout.vllm.core import prepare_vllm
+prepare_vllm()
+from vllm import LLM, SamplingParams
+chats = [[{"role": "user", "content": question}] for question in json.loads(sys.argv[2])]
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=2**26, enable_chunked_prefill=False)
+replies = llm.chat(chats, SamplingParams(temperature=0, max_tokens=40), use_tqdm=False)
+print("REPLIES", json.dumps([reply.outputs[0].text for reply in replies]))
+"""
+
+
+def test_vllms_own_chat_on_a_saved_model_gives_mths_greedy_replies(tmp_path):
+    policy = load_policy(ModelConfig())
+    save_model(policy.model, policy.tokenizer, tmp_path / "m")
+    questions = [episode.turns[0] for episode in build_episodes(64, 0, evaluation=True)]
+    command = [sys.executable, "-c", CHAT, tmp_path / "m", json.dumps(questions)]
+    made = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=300)
+    assert made.returncode == 0, made.stderr
+    replies = json.loads(made.stdout.rpartition("REPLIES ")[2])
+    prompts = [
+        policy.tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)["input_ids"] for q in questions
+    ]
+    engine = HfEngine(policy, ticket_of(policy.model, 99), RolloutConfig())
+    completions = engine.generate([Request(prompt, 0) for prompt in prompts], 40, 0.0)
+    assert replies == [policy.tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]

@@ -1,6 +1,7 @@
 """Masks inside one decoder layer."""
 
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -29,8 +30,32 @@ def test_one_layer_with_either_budget(real, family):
         assert all(tensor.startswith(f"model.layers.{number}.") for tensor in touched)
     counts = active_counts(shapes, 99, MaskConfig(family))
     assert counts == {tensor: index.size for tensor, index in matched.items()}
-    share = COUNTS[name][99][0] / ONE_LAYER[name]
-    assert all(abs(counts[t] - share * math.prod(shapes[t])) < 1 for t in layer_tensors(shapes, last=family == LAST))
+    inside = layer_tensors(shapes, last=family == LAST)
+    exact = {tensor: Fraction(COUNTS[name][99][0] * math.prod(shapes[tensor]), ONE_LAYER[name]) for tensor in inside}
+    assert all(counts[tensor] - math.floor(exact[tensor]) in (0, 1) for tensor in inside)
+    up = [exact[tensor] % 1 for tensor in inside if counts[tensor] > exact[tensor]]
+    down = [exact[tensor] % 1 for tensor in inside if counts[tensor] <= exact[tensor]]
+    assert up and down and min(up) >= max(down)
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes", "expected"),
+    [
+        (10, (3, 5, 7), (2, 3, 5)),  # shares 2, 3.33, 4.67: the one left over goes to the largest remainder
+        (10, (9, 2, 4), (6, 1, 3)),  # shares 6, 1.33, 2.67: neither to the largest tensor nor to the first
+        (11, (2, 9, 4), (1, 7, 3)),  # shares 1.47, 6.6, 2.93: two left over
+        (10, (5, 5, 5), (4, 3, 3)),  # equal remainders: in the order of the model's tensors
+        (11, (5, 5, 5), (4, 4, 3)),
+        (10, (1, 7, 7), (1, 5, 4)),  # three times .67, two left over
+        (15, (3, 5, 7), (3, 5, 7)),
+        (0, (3, 5, 7), (0, 0, 0)),
+    ],
+)
+def test_rounding_follows_the_largest_remainders(budget, sizes, expected):
+    """The whole model has `budget` active entries, all in the embedding: the layer is too small to have one of its own."""
+    shapes = {"embed": (100 * budget,)} | {f"layers.0.{tensor}": (size,) for tensor, size in zip("abc", sizes, strict=True)}
+    counts = active_counts(shapes, 99, MaskConfig(FIRST))
+    assert counts == dict(zip(shapes, (0, *expected), strict=True))
 
 
 def test_a_layer_that_cannot_hold_the_budget_is_an_error(real):

@@ -1,0 +1,99 @@
+"""The journal: valid JSON whatever the numbers, cut at the checkpoint, and without what a longer run would not have written."""
+
+import json
+import math
+import os
+import time
+
+import pytest
+
+from mth.runs.checkpoint import checkpoint_path
+from mth.runs.folder import RunFolder
+from mth.runs.journal import Entry, Journal, is_due, read_journal, without_evaluation
+from mth.runs.search import copy_beginning
+from tests.conftest import claim, make_config
+
+EVALUATION = {"eval/arithmetic/pass_at_1": 0.5, "eval/arithmetic/reward": 0.6, "seconds/evaluation": 2.0}
+
+
+def test_numbers_that_json_lacks_are_valid_json_and_read_back(tmp_path):
+    journal = Journal(tmp_path, -1)
+    journal.append(1, {"loss": math.nan, "grad_norm": math.inf, "kl": -math.inf, "entropy": 0.1}, {"arithmetic": [0.0, math.nan]})
+    for line in journal.path.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    for found in (read_journal(tmp_path), Journal(tmp_path, 1).entries, read_journal(tmp_path)):
+        (entry,) = found
+        assert math.isnan(entry.metrics["loss"]) and math.isnan(entry.rewards["arithmetic"][1])
+        assert (entry.metrics["grad_norm"], entry.metrics["kl"], entry.metrics["entropy"]) == (math.inf, -math.inf, 0.1)
+
+
+def test_a_journal_of_an_earlier_version_with_bare_nan_is_read(tmp_path):
+    (tmp_path / "journal.jsonl").write_text('{"step": 1, "time": 5, "metrics": {"loss": NaN, "grad_norm": Infinity}}\n')
+    (entry,) = read_journal(tmp_path)
+    assert math.isnan(entry.metrics["loss"])
+    assert (entry.step, entry.time, entry.metrics["grad_norm"], entry.rewards) == (1, 5, math.inf, {})
+
+
+def test_lines_behind_a_damaged_one_do_not_count(tmp_path):
+    """A journal without a step in the middle would continue with wrong means."""
+    lines = [f'{{"step": {step}, "time": 0, "metrics": {{}}}}' for step in range(4)]
+    (tmp_path / "journal.jsonl").write_text("\n".join([*lines[:2], lines[2][:9], lines[3]]) + "\n")
+    assert [entry.step for entry in read_journal(tmp_path)] == [0, 1]
+
+
+def test_a_repeated_step_keeps_the_time_of_its_first_writing(tmp_path):
+    """In milliseconds, also where the clock has gone on, or back."""
+    (tmp_path / "journal.jsonl").write_text("".join(f'{{"step": {step}, "time": {10 + step}, "metrics": {{}}}}\n' for step in range(3)))
+    journal, now = Journal(tmp_path, 1), time.time() * 1000
+    assert [journal.append(step, {}).time for step in (2,)] == [12]
+    assert abs(journal.append(3, {}).time - now) < 60_000
+    assert [entry.time for entry in read_journal(tmp_path)][:3] == [10, 11, 12]
+
+
+def test_every_line_is_on_disk_before_the_step_counts_as_done(tmp_path, monkeypatch):
+    journal, synced = Journal(tmp_path, -1), []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    for step in range(2):
+        journal.append(step, {"loss": 0.5})
+        assert synced == [*synced[:step], journal.path.stat().st_size]
+
+
+def test_what_is_due():
+    assert [step for step in range(8) if is_due(step, 3)] == [0, 3, 6]
+    assert not any(is_due(step, 0) for step in range(8))
+
+
+def test_an_entry_without_its_evaluation():
+    entry = Entry(6, 1, {"loss": 0.1, "seconds/update": 1.0, **EVALUATION}, {"arithmetic": [1.0]})
+    assert without_evaluation(entry) == Entry(6, 1, {"loss": 0.1, "seconds/update": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("every", "stop", "status", "kept"),
+    [
+        (3, False, "finished", True),
+        (4, False, "finished", False),
+        (0, False, "finished", False),
+        (4, True, "collapsed", True),
+        (4, False, "collapsed", False),
+        (4, True, "finished", False),
+    ],
+)
+def test_a_longer_run_takes_over_the_last_evaluation_only_if_it_makes_one_at_that_step(tmp_path, every, stop, status, kept):
+    """Six steps, continued to nine: step 6 is evaluated because it was the last."""
+    changes = {"eval": {"every": every}, "collapse": {"stop": stop}}
+    short, wanted = make_config(train={"steps": 6}, **changes), make_config(train={"steps": 9}, **changes)
+    claim(tmp_path / "short", short)
+    folder = RunFolder(tmp_path / "short")
+    journal = Journal(folder.path, -1)
+    journal.append(0, EVALUATION, {"arithmetic": [1.0]})
+    for step in range(1, 7):
+        journal.append(step, {"loss": 0.1} | (EVALUATION if step in (4, 6) else {}), {"arithmetic": [1.0]} if step in (4, 6) else {})
+    folder.summary_file.write_text(json.dumps({"status": status, "steps": 6}))
+    last = checkpoint_path(folder.path, 6)
+    last.parent.mkdir()
+    last.write_bytes(b"")
+    copy_beginning(folder.path, tmp_path / "long", wanted)
+    old, new = read_journal(folder.path), read_journal(tmp_path / "long")
+    assert new == (old if kept else [*old[:-1], without_evaluation(old[-1])])
+    assert new[4].metrics == {"loss": 0.1, **EVALUATION}
