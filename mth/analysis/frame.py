@@ -49,7 +49,7 @@ def rewards_table(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         kept = [entry for entry in run.entries if entry.rewards]
         for entry in kept[:1] + kept[1:][-1:]:
-            rows += [(run.name, entry.step, task, np.float32(values)) for task, values in entry.rewards.items()]
+            rows += [(run.name, entry.step, task, np.array(values, dtype=np.float32)) for task, values in entry.rewards.items()]
     return pd.DataFrame(rows, columns=["run", "step", "task", "rewards"])
 
 

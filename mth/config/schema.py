@@ -123,7 +123,9 @@ class AlgorithmConfig:
 
     advantage: Advantage = key(Advantage.standardized, "how rewards of a group become advantages")
     ratio: Ratio = key(Ratio.clip, "what limits the importance ratio")
-    clip_eps: float = key(0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0, matters=lambda c: c.algorithm.ratio is not Ratio.drop)
+    clip_eps: float = key(
+        0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0, matters=lambda c: c.algorithm.ratio is not Ratio.drop
+    )
     drop_low: float = key(0.125, "drop: smallest ratio of a token that counts", above=0, below=1, matters=_may_drop)
     drop_high: float = key(8.0, "drop: largest ratio of a token that counts", above=1, matters=_may_drop)
     kl_coef: float = key(0.0, "weight of the KL penalty against the base model; 0: none", least=0)
@@ -161,9 +163,13 @@ class RolloutConfig:
     max_tokens: int = key(96, "most tokens of a reply", least=1)
     temperature: float = key(1.0, "sampling temperature in training", above=0)
     logprobs: Logprobs = key(Logprobs.engine, "old log-probabilities in the ratio")
-    dtype: Dtype | None = key(None, "number format of the generating weights; null: the model's", matters=lambda c: c.rollout.dtype is not c.model.dtype)
+    dtype: Dtype | None = key(
+        None, "number format of the generating weights; null: the model's", matters=lambda c: c.rollout.dtype is not c.model.dtype
+    )
     batch_size: int = key(256, "sequences generated at a time", least=1)
-    context: int | None = key(None, "vLLM: most tokens of prompt and reply; null: the model's", least=2, matters=lambda c: c.rollout.engine != "hf")
+    context: int | None = key(
+        None, "vLLM: most tokens of prompt and reply; null: the model's", least=2, matters=lambda c: c.rollout.engine != "hf"
+    )
     gpu_memory_utilization: float = key(0.4, "vLLM: share of the GPU's memory; the trainer needs the rest", place=True, above=0, below=1)
     kv_cache_mib: int | None = key(None, "vLLM: size of the key-value cache in MiB; null: as needed", place=True, least=1)
     url: str = key("http://127.0.0.1:8711", "vllm_server: where mth.serve listens", place=True)
@@ -191,7 +197,8 @@ class EvalConfig:
     temperature: float = key(1.0, "sampling temperature; 0: greedy", least=0)
     max_tokens: int | None = key(None, "most tokens of a reply; null: rollout.max_tokens", least=1)
     per_task: dict[str, EvalOverride] = key(
-        {name: EvalOverride() for name in options("task")}, "what differs for a task, in samples, temperature, max_tokens or grader; null: its own recipe"
+        {name: EvalOverride() for name in options("task")},
+        "what differs for a task, in samples, temperature, max_tokens or grader; null: its own recipe",
     )
 
     def of(self, task: str) -> EvalOverride:
@@ -234,7 +241,9 @@ class SpectrumConfig:
 
     mode: Collect = key(Collect.none, "gradients to keep")
     dtype: Dtype = key(Dtype.float32, "exact: number format on disk", matters=_collects)
-    width: int = key(65536, "sketch: numbers kept per gradient; inner products are off by about sqrt(2 / width)", least=1, matters=_collects)
+    width: int = key(
+        65536, "sketch: numbers kept per gradient; inner products are off by about sqrt(2 / width)", least=1, matters=_collects
+    )
     seed: int = key(0, "sketch: seed of the projection", least=0, matters=_collects)
 
 

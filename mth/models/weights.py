@@ -20,11 +20,9 @@ def load_weights(source: str, shape: PretrainedConfig, dtype: torch.dtype) -> Pr
 
     transformers gives missing weights random values and ignores unexpected ones, with a warning.
     """
-    model: PreTrainedModel
-    found: dict[str, Any]
     try:
         with _quiet_transformers():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=shape,
                 dtype=dtype,
@@ -35,6 +33,7 @@ def load_weights(source: str, shape: PretrainedConfig, dtype: torch.dtype) -> Pr
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={source}: weights cannot be loaded ({first_line(error, 160)})") from error
+    model, found = loaded
     check_keys(source, type(model).__name__, found)
     loose = {name: parameter.shape for name, parameter in model.named_parameters()}.keys() - shapes_of(shape).keys()
     require(

@@ -83,7 +83,12 @@ def base_key(config: Config) -> str:
     """Names the evaluation of a base model by everything that it depends on, contents of files included, and by nothing that only training depends on."""
     data = to_plain(config)
     parts = {key: data[key] for key in ("model", "task", "eval")}
-    parts |= {"seed": config.seed.eval, "engine": data["rollout"]["engine"], "dtype": data["rollout"]["dtype"], "contents": contents(config)}
+    parts |= {
+        "seed": config.seed.eval,
+        "engine": data["rollout"]["engine"],
+        "dtype": data["rollout"]["dtype"],
+        "contents": contents(config),
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -39,4 +39,4 @@ def test_an_old_run_folder_resumes(tmp_path):
     assert sorted(checkpoint.header) == PINS["checkpoint"]["header"]
     assert sorted(str(path.relative_to(old)) for path in old.rglob("*") if path.is_file()) == PINS["run_folder"]
     assert set(RunFolder(old).record()) >= set(PINS["run_json"])
-    assert list(json.loads((old / "summary.json").read_text())) == list(PINS["summary"])
+    assert set(json.loads((old / "summary.json").read_text())) >= set(PINS["summary"])
