@@ -69,8 +69,8 @@ def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
         # random advantages: with no end of a reply all rewards are equal, and a gradient of zeros is cheaper than a real one
         advantages = torch.randn(rewards.shape) + group_advantages(rewards, config.algorithm.advantage)
         batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device, cost)
-        update(policy, ticket, optimizer, batches, config)
         tokens = sum(rollout.completion_tokens for rollout in rollouts)
+        update(policy, ticket, optimizer, batches, tokens, config)
         return {"tokens": tokens, "rollout": middle - start, "update": time.perf_counter() - middle}
 
     take_turns(step, memory)

@@ -4,7 +4,8 @@ from functools import partial
 
 import torch
 
-from mth.training.advantages import group_advantages
+from mth.config.schema import Config
+from mth.training.advantages import group_advantages, no_signal
 from mth.training.batches import collate
 from mth.training.learner import Learner
 from mth.training.metrics import Clock, peak_memory, rollout_metrics
@@ -26,15 +27,31 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
     clock.lap("rollout")
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, group_size)  # [P, G]
     advantages = group_advantages(rewards, config.algorithm.advantage)
-    batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, device, run.attention_cost)
+    trained = trained_rollouts(rewards, config)
+    batches = collate(
+        [rollouts[i] for i in trained], advantages.flatten()[trained].tolist(), config.train.micro_batch_tokens, device, run.attention_cost
+    )
+    tokens = sum(rollout.completion_tokens for rollout in rollouts)
     if progress.engine_values is not None:
         progress.engine_values = parts.ticket.values.detach().clone()
     observe = None if run.collector is None else partial(run.collector.add, step)
     metrics = rollout_metrics(rollouts, rewards)
-    metrics |= update(parts.policy, parts.ticket, run.optimizer, batches, config, run.base_values, observe)
+    metrics |= update(parts.policy, parts.ticket, run.optimizer, batches, tokens, config, run.base_values, observe)
     clock.lap("update")
-    tokens = sum(rollout.completion_tokens for rollout in rollouts)
     metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()} | ({"sync/bytes": float(sent)} if sent else {})
     metrics |= {"tokens_per_second": tokens / sum(clock.laps.values()), "peak_memory_bytes": float(peak_memory(device))}
     progress.step, progress.unlogged = step, metrics
     return metrics
+
+
+def trained_rollouts(rewards: torch.Tensor, config: Config) -> list[int]:
+    """Indices of the rollouts that the update computes. rewards: [P, G], of P groups of G rollouts.
+
+    Without a KL penalty, a group of equal rewards has advantages of zero and adds nothing to the gradient: it is left out. One group always
+    stays, so that entropy and mismatch are known at every step.
+    """
+    signal = ~no_signal(rewards)
+    if config.algorithm.kl_coef > 0:
+        signal[:] = True
+    signal[0] |= not bool(signal.any())
+    return signal.repeat_interleave(rewards.shape[1]).nonzero().flatten().tolist()

@@ -33,7 +33,7 @@ def chunk_loss(
 ) -> torch.Tensor:
     """Scalar loss of a chunk of a micro-batch's tokens. Adds what the log needs to `sums`.
 
-    tokens: sampled tokens of the whole batch, by which the loss is divided. logprobs, entropy [n]: of the chunk's tokens. piece: their place.
+    tokens: sampled tokens of the whole step, by which the loss is divided. logprobs, entropy [n]: of the chunk's tokens. piece: their place.
     """
     rollout, now = batch.rollout_logprobs[piece], logprobs.detach()
     reference = None if batch.ref_logprobs is None else batch.ref_logprobs[piece]
@@ -54,17 +54,19 @@ def update(
     ticket: Ticket,
     optimizer: torch.optim.Optimizer,
     batches: list[MicroBatch],
+    tokens: int,
     config: Config,
     base_values: torch.Tensor | None = None,
     observe: Callable[[torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradient of all micro-batches, clip it, step, and write the ticket into the model. Returns the step's metrics.
 
+    tokens: sampled tokens of the whole step, by which the loss is divided; the batches may lack those that add nothing to the gradient.
     observe: called with the flat gradient [K] before clipping; it may not change it.
     Skips the update if the gradient is not finite, so the last good weights survive.
     """
     temperature = config.rollout.temperature
-    tokens = sum(batch.rollout_logprobs.numel() for batch in batches)
+    trained = sum(batch.rollout_logprobs.numel() for batch in batches)
     if config.algorithm.kl_coef > 0:
         assert base_values is not None
         reference_logprobs(policy, ticket, batches, base_values, temperature)
@@ -90,9 +92,10 @@ def update(
         ticket.write()
         moved = before.sub_(ticket.values.detach()).norm()
     largest = sums.pop("mismatch/max").item()
-    means = {key: value.item() / tokens for key, value in sums.items()}
+    loss = sums.pop("loss").item() / tokens
+    means = {key: value.item() / trained for key, value in sums.items()}
     return {
-        "loss": means["loss"],
+        "loss": loss,
         "entropy": means["entropy"],
         "ratio/mean": means["ratio"],
         "ratio/limited_share": means["ratio_limited"],
@@ -101,6 +104,7 @@ def update(
         "mismatch/mean": means["mismatch/mean"],
         "mismatch/max": largest,
         "grad_norm": norm.item(),
+        "update/left_out_share": 1 - trained / tokens,
         "update_norm": moved.item(),
         "update_applied": float(applied),
         "learning_rate": optimizer.param_groups[0]["lr"],

@@ -237,6 +237,7 @@ def step_with(played, budget=16384, base_shift=None, cost=float("inf"), **algori
             ticket,
             build_optimizer(ticket, config.optimizer, 1e-3),
             collate(rollouts, advantages, budget, policy.model.device, cost),
+            sum(rollout.completion_tokens for rollout in rollouts),
             config,
             base,
         )

@@ -1,0 +1,67 @@
+"""Groups of equal rewards cost no update: the gradient is the same without them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mth.models.load import load_policy
+from mth.rollout import build_engine
+from mth.rollout.player import ChatRenderer, Player
+from mth.runs.folder import RunFolder
+from mth.runs.journal import read_journal
+from mth.tasks import load_tasks
+from mth.tickets.draw import draw_ticket
+from mth.tickets.optimizer import build_optimizer
+from mth.training.advantages import group_advantages
+from mth.training.batches import attention_cost, collate
+from mth.training.loop import train
+from mth.training.prompts import prompts
+from mth.training.step import trained_rollouts
+from mth.training.update import update
+from tests.conftest import make_config
+
+REWARDS = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0.5, 0.5, 0.25, 1]], dtype=torch.float64)
+
+
+def test_what_the_update_computes():
+    config = make_config()
+    assert trained_rollouts(REWARDS, config) == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert trained_rollouts(REWARDS[[0, 2]], config) == [0, 1, 2, 3]  # one group stays, for the metrics
+    penalized = replace(config, algorithm=replace(config.algorithm, kl_coef=0.1))
+    assert trained_rollouts(REWARDS, penalized) == list(range(16))  # the penalty has a gradient in every group
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_gradient_is_the_same_without_them(shared):
+    config = make_config(train={"batch_size": 16})
+    task, _ = load_tasks(config)
+    policy = load_policy(config.model)
+    ticket = draw_ticket(policy.model, config)
+    player = Player(build_engine(policy, ticket, config.rollout), ChatRenderer(policy.tokenizer))
+    rollouts = player.rollout_episodes(task, prompts(task, config, 1), group_size=4, max_tokens=24, temperature=1.0, seed=("x",))
+    advantages = group_advantages(REWARDS, config.algorithm.advantage).flatten()
+    tokens, cost = sum(rollout.completion_tokens for rollout in rollouts), attention_cost(policy.model) if shared else float("inf")
+    start, found = ticket.values.detach().clone(), {}
+    for name, chosen in {"all": list(range(16)), "trained": trained_rollouts(REWARDS, config)}.items():
+        batches = collate([rollouts[i] for i in chosen], advantages[chosen].tolist(), 16384, policy.model.device, cost)
+        metrics = update(policy, ticket, build_optimizer(ticket, config.optimizer, 1e-3), batches, tokens, config)
+        found[name] = metrics, ticket.values.grad.clone()
+        ticket.values.data.copy_(start)
+        ticket.write()
+    (every, gradient), (fewer, same) = found["all"], found["trained"]
+    torch.testing.assert_close(same, gradient, rtol=1e-4, atol=1e-7)
+    assert gradient.norm() > 0
+    assert fewer["loss"] == pytest.approx(every["loss"], rel=1e-4, abs=1e-7)
+    left = [rollouts[i].completion_tokens for i in range(16) if i not in trained_rollouts(REWARDS, config)]
+    assert (every["update/left_out_share"], fewer["update/left_out_share"]) == (0, pytest.approx(sum(left) / tokens))
+
+
+def test_a_step_without_any_signal_still_counts(tmp_path):
+    """No reply of one token has an answer: all rewards are 0. Only weight decay moves the values."""
+    summary = train(make_config(rollout={"max_tokens": 1}, train={"steps": 1}), tmp_path / "run", tmp_path)
+    assert summary.status == "finished"
+    metrics = read_journal(RunFolder(tmp_path / "run").path)[-1].metrics
+    assert (metrics["groups/no_signal_share"], metrics["grad_norm"], metrics["loss"]) == (1, 0, 0)
+    assert metrics["update/left_out_share"] == pytest.approx(0.75)
+    assert metrics["entropy"] > 0 and metrics["update_applied"] == 1
