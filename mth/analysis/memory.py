@@ -47,7 +47,7 @@ def tensor_groups(shapes: Shapes) -> Iterator[list[str]]:
 
 def _group_bytes(shapes: Shapes, indices: Indices) -> dict[str, int]:
     parameters = {name: nn.Parameter(torch.zeros(math.prod(shapes[name]), dtype=torch.bfloat16)) for name in indices}
-    ticket = Ticket(parameters, indices, dense_norm=True)  # dense_norm: no backward hooks, whose reference cycle would never be freed
+    ticket = Ticket(parameters, indices)
     optimizer = build_optimizer(ticket, OptimizerConfig(), 1e-6)
     optimizer.step()
     return ticket.memory(optimizer)

@@ -1,17 +1,26 @@
 """The ticket: one flat fp32 vector with the master copy of a model's active entries."""
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from mth.foundations.errors import require
 from mth.tickets.indices import Indices, mask_sha256
+
+OWNER = "_ticket"  # attribute of a parameter: weak reference to the ticket that takes its gradients
 
 
 class Ticket:
     """The trainable part of a model: the flat indices of each tensor's active entries, and the values of all of them in one fp32 vector.
+
+    A model has one ticket at a time. It is released by `detach()`, or when the last reference to the ticket goes; then the model trains
+    what it trained before. Raises UserError if the model has a ticket already.
 
     parameters: name -> parameter of the model, tied ones once. indices: name -> sorted flat indices, or None for every entry.
 
@@ -124,12 +133,45 @@ class Ticket:
         parameter.grad = None
 
     def _attach(self) -> None:
-        """Gather and free each gradient as soon as autograd has it. Tensors without active entries take no part in backward."""
+        """Gather and free each gradient as soon as autograd has it. Tensors without active entries take no part in backward.
+
+        The model's hooks know the ticket by a weak reference: autograd keeps hooks where the garbage collector cannot see a cycle.
+        """
+        owner = weakref.ref(self)
+        require(
+            not any(getattr(parameter, OWNER, _nobody)() is not None for parameter in self.parameters.values()),
+            "the model has a ticket, which would lose its gradients to a second one; call its detach() first",
+        )
+        before = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
+        hooks = []
         for name, parameter in self.parameters.items():
             place = self.slices[name]
+            setattr(parameter, OWNER, owner)
             parameter.requires_grad_(self.dense_norm or place.stop > place.start)
             if parameter.requires_grad and not self.dense_norm:
-                parameter.register_post_accumulate_grad_hook(lambda p, name=name: self._gather(name, p))
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_gather_into, owner, name)))
+        self.detach = weakref.finalize(self, _let_go, self.parameters, before, hooks)
+        self.detach.atexit = False
+
+
+def _nobody() -> None:
+    return None
+
+
+def _gather_into(owner: "weakref.ref[Ticket]", name: str, parameter: nn.Parameter) -> None:
+    ticket = owner()
+    if ticket is not None:
+        ticket._gather(name, parameter)
+
+
+def _let_go(parameters: Mapping[str, nn.Parameter], before: Mapping[str, bool], hooks: list[Any]) -> None:
+    """Take the hooks off a model and train again what was trained before the ticket. The values stay as they are."""
+    for hook in hooks:
+        hook.remove()
+    for name, parameter in parameters.items():
+        if hasattr(parameter, OWNER):
+            delattr(parameter, OWNER)
+        parameter.requires_grad_(before[name])
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -73,7 +73,7 @@ def test_misfits_are_refused(tmp_path, small_model):
     with pytest.raises(UserError, match=r"another configuration: mask_seed \(0, here 1\)"):
         restore_training(saved, ticket, optimizer, make_config(mask_seed=1))
     with pytest.raises(UserError, match="another mask"):
-        restore_ticket(saved, ticket_of(small_model, 95, seed=1))
+        restore_ticket(saved, ticket_of(copy.deepcopy(small_model), 95, seed=1))
     with pytest.raises(UserError, match="another model"):
         restore_ticket(saved, ticket_of(torch.nn.Linear(50, 40), 95))
     stranger = copy.deepcopy(small_model)
@@ -169,5 +169,6 @@ def test_every_family_is_drawn_again_from_the_base_model_and_a_checkpoint_fits(t
     again = draw_ticket(fresh.model, load_checkpoint(checkpoint_path(tmp_path, 1)).config)
     restore_ticket(load_checkpoint(checkpoint_path(tmp_path, 1)), again)
     assert all(torch.equal(a, b) for a, b in zip(base.parameters(), fresh.model.parameters(), strict=True))
+    again.detach()
     with pytest.raises(UserError, match="belongs to another"):
         restore_ticket(load_checkpoint(checkpoint_path(tmp_path, 1)), draw_ticket(fresh.model, make_config(sparsity={"percent": 90})))

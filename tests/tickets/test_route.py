@@ -55,6 +55,7 @@ def test_auto_samples_where_it_is_cheaper(small_model):
     assert sampling_is_cheaper(128, 896, 11) and sampling_is_cheaper(512, 192, 98)  # so few entries that little is transposed
     ticket = ticket_of(small_model, 98)
     assert choose_sampled(small_model, ticket, OptimizerConfig(clip_norm=ClipNorm.dense)) == (frozenset(), [])
+    ticket.detach()
     full = ticket_of(small_model, 0)
     assert choose_sampled(small_model, full, SAMPLED) == (frozenset(), [])
 

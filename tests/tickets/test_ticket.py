@@ -1,12 +1,16 @@
 """The flat ticket against plain PyTorch."""
 
 import copy
+import gc
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
 from mth.config.choices import Decay, OptimizerName
 from mth.config.schema import OptimizerConfig
+from mth.foundations.errors import UserError
 from mth.tickets.draw import model_parameters
 from mth.tickets.masks import sample_mask
 from mth.tickets.optimizer import build_optimizer
@@ -184,3 +188,44 @@ def test_only_adamw_has_the_decay_of_the_published_code(small_model):
         ticket.zero_gradient()
         optimizer.step()
         assert optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_a_ticket_lets_go(small_model):
+    """Nothing of it stays alive when the last reference goes, and the model trains again what it trained before."""
+    parameters = dict(small_model.named_parameters())
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    dead = []
+    for seed in range(3):
+        ticket = Ticket(parameters, sample_mask(shapes, "random", 99, seed))
+        dead.append(weakref.ref(ticket))
+        del ticket
+    assert [reference() for reference in dead] == [None] * 3
+    assert {name: parameter.requires_grad for name, parameter in parameters.items()} == before
+    model = torch.nn.Linear(4, 4)
+    gone = weakref.ref(model)
+    ticket = Ticket(dict(model.named_parameters()), {"weight": None, "bias": None})
+    del ticket, model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_second_ticket_is_refused_until_the_first_lets_go():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    parameters = dict(model.named_parameters())
+    first = Ticket(parameters, {"weight": np.array([0, 4], dtype=np.int32), "bias": np.array([], dtype=np.int32)})
+    with pytest.raises(UserError, match=r"the model has a ticket.*call its detach\(\) first"):
+        Ticket(parameters, {"weight": None, "bias": None})
+    assert not model.bias.requires_grad
+    first.detach()
+    first.detach()  # again: nothing happens
+    assert model.bias.requires_grad and model.weight.requires_grad
+    second = Ticket(parameters, {"weight": None, "bias": None})
+    model(torch.ones(5, 3)).sum().backward()
+    assert second.values.grad.tolist() == [5.0] * 8
+    assert first.values.grad.tolist() == [0.0] * 2
+    assert model.weight.grad is None
+    second.detach()
+    model(torch.ones(5, 3)).sum().backward()
+    assert model.weight.grad.tolist() == [[5.0] * 3] * 2
