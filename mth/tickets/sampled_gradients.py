@@ -50,18 +50,29 @@ def patched_modules(model: nn.Module, ticket: Ticket, names: Iterable[str]) -> I
     patched: list[nn.Module] = []
     try:
         for name in names:
-            pattern = gradient_pattern(ticket, name)
             for module in modules[name]:
+                active = kept_pattern(ticket, name, isinstance(module, nn.Linear))
                 if isinstance(module, nn.Embedding):
-                    forward: Any = partial(_embedding, module, pattern, anchor)
+                    forward: Any = partial(_embedding, module, active.pattern, anchor)
                 else:
-                    forward = partial(_linear, module, compact(pattern), anchor, cache)
+                    forward = partial(_linear, module, active, anchor, cache)
                 module.forward = forward
                 patched.append(module)
         yield
     finally:
         for module in patched:
             del module.forward
+
+
+def kept_pattern(ticket: Ticket, name: str, is_compact: bool) -> CompactPattern:
+    """The pattern of a tensor, for a linear layer compact, made once per ticket. Made anew if the flat gradient has moved in memory."""
+    assert ticket.values.grad is not None
+    place = ticket.values.grad.data_ptr()
+    known = ticket.patterns.get((name, is_compact))
+    if known is None or known[0] != place:
+        pattern = gradient_pattern(ticket, name)
+        known = ticket.patterns[name, is_compact] = place, compact(pattern) if is_compact else CompactPattern(pattern, None, None)
+    return known[1]
 
 
 def modules_by_weight(model: nn.Module, ticket: Ticket) -> dict[str, list[nn.Module]]:

@@ -42,6 +42,7 @@ class Ticket:
         self.indices = {name: None if index is None else torch.from_numpy(index).to(device) for name, index in indices.items()}
         self.dense_norm = dense_norm
         self.sampled: frozenset[str] = frozenset()
+        self.patterns: dict[tuple[str, bool], Any] = {}  # kept by mth.tickets.sampled_gradients from update to update
         self.slices: dict[str, slice] = {}
         start = 0
         for name, index in self.indices.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -157,14 +158,15 @@ def collate(
         start += len(chosen)
         packed = _fill_rows(ids, masks, chosen)
         order = [i for row in chosen for i in row.members]
-        logprobs = [p for i in order for p, sampled in zip(rollouts[i].logprobs, rollouts[i].loss_mask, strict=True) if sampled]
-        token_advantages = [advantages[i] for i in order for _ in range(rollouts[i].completion_tokens)]
+        logprobs = np.concatenate([np.array(rollouts[i].logprobs, dtype=np.float32)[np.array(masks[i])] for i in order])
+        counts = [rollouts[i].completion_tokens for i in order]
+        token_advantages = np.repeat(np.array([advantages[i] for i in order], dtype=np.float32), counts)
         batches.append(
             MicroBatch(
                 packed.ids.to(device),
                 packed.loss_mask.to(device),
-                torch.tensor(logprobs, device=device),
-                torch.tensor(token_advantages, device=device),
+                torch.from_numpy(logprobs).to(device),
+                torch.from_numpy(token_advantages).to(device),
                 packed.layout(device) if several else None,
             )
         )
@@ -193,25 +195,20 @@ class _PackedRows:
 def _fill_rows(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], rows: Sequence[Row]) -> _PackedRows:
     """Copy the sequences to tensors as `rows` says. ids, masks: of every rollout."""
     shape = len(rows), max(row.tokens for row in rows)
-    out = _PackedRows(
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.bool),
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.long),
-        torch.full(shape, -1),
-    )
+    tokens, positions, previous = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    sampled, segments = np.zeros(shape, dtype=bool), np.full(shape, -1, dtype=np.int64)
     for line, row in enumerate(rows):
         end = 0
         for segment, member in enumerate(row.members):
             first = 0 if segment == 0 else row.shared  # the shared prompt is written with the first member
             count = len(ids[member]) - first
             place = slice(end, end + count)
-            out.ids[line, place] = torch.tensor(ids[member][first:])
-            out.loss_mask[line, place] = torch.tensor(masks[member][first:])
-            out.positions[line, place] = torch.arange(first, first + count)
-            out.previous[line, place] = torch.arange(end - 1, end - 1 + count)
-            out.previous[line, end] = first - 1
-            out.segment[line, place] = segment + 1
+            tokens[line, place] = ids[member][first:]
+            sampled[line, place] = masks[member][first:]
+            positions[line, place] = np.arange(first, first + count)
+            previous[line, place] = np.arange(end - 1, end - 1 + count)
+            previous[line, end] = first - 1
+            segments[line, place] = segment + 1
             end += count
-        out.segment[line, : row.shared] = 0
-    return out
+        segments[line, : row.shared] = 0
+    return _PackedRows(*map(torch.from_numpy, (tokens, sampled, positions, previous, segments)))
