@@ -92,10 +92,10 @@ def update(
         ticket.write()
         moved = before.sub_(ticket.values.detach()).norm()
     largest = sums.pop("mismatch/max").item()
-    loss = sums.pop("loss").item() / tokens
+    mean_loss = sums.pop("loss").item() / tokens
     means = {key: value.item() / trained for key, value in sums.items()}
     return {
-        "loss": loss,
+        "loss": mean_loss,
         "entropy": means["entropy"],
         "ratio/mean": means["ratio"],
         "ratio/limited_share": means["ratio_limited"],
