@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,9 @@ def test_the_command_for_what_is_missing_asks_for_exactly_that(runs):
     assert sparsity.missing == len(set(sparsity.cells) - done) > 0
     assert "train.steps=30" in sparsity.command
     assert len(need("fig1_masks_1.5b", config, every).runs) == 21
+    cell = next(run for run in every if run.identity in structured.cells)
+    stopped = [replace(run, status="interrupted") if run is cell else run for run in every]
+    assert need("fig5_6_structured", config, stopped).missing == 1  # a run that was stopped is still missing
 
 
 @pytest.fixture

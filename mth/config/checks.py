@@ -50,5 +50,7 @@ def check_context(config: Any, limit: int) -> None:
     """Raises UserError if a reply alone fills the model's context of `limit` tokens. Prompts are checked before they are generated from."""
     if config.rollout.engine != "hf":
         limit = min(limit, config.rollout.context or limit)
-    for key, tokens in (("rollout.max_tokens", config.rollout.max_tokens), ("eval.max_tokens", config.eval.max_tokens or 0)):
+    limits = {"rollout.max_tokens": config.rollout.max_tokens, "eval.max_tokens": config.eval.max_tokens or 0}
+    limits |= {f"eval.per_task.{task}.max_tokens": own.max_tokens or 0 for task, own in config.eval.per_task.items()}
+    for key, tokens in limits.items():
         require(tokens < limit, f"{key}={tokens} leaves no room for a prompt in the model's context of {limit} tokens; lower it")

@@ -59,7 +59,8 @@ def _cache_bytes(config: Config, model: ModelFacts) -> int:
 
     shape = model.architecture
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
-    longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0) + PROMPT_TOKENS
+    evaluated = [config.eval.of(task).max_tokens or 0 for task in config.eval.tasks or []]
+    longest = max(config.rollout.max_tokens, *evaluated) + PROMPT_TOKENS
     per_token = 2 * shape.num_hidden_layers * heads * head_size(shape) * config.model.dtype.bytes
     return per_token * config.rollout.batch_size * longest
 
