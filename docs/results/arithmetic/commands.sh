@@ -1,4 +1,4 @@
-# The runs of this folder, in this order; a cell that several lines name runs once. About 45 minutes on two cores.
+# The runs of this folder, in this order; a cell that several lines name runs once. About an hour on two cores.
 python -m mth.train -m experiment=fig7_lr model=tiny task=arithmetic sparsity.percent=0,99,99.9,99.99,99.999 eval.tasks=[arithmetic,alphabet_sort] eval.samples=512 eval.every=30 tracker=none hydra.launcher.jobs=2 run_dir=multirun/study/arithmetic-rates
 python -m mth.train -m experiment=fig7_lr model=tiny task=arithmetic sparsity.percent=99.5 lr.factor=1 lr.value=0.0005,0.0015,0.005,0.015,0.05 eval.tasks=[arithmetic,alphabet_sort] eval.samples=512 eval.every=30 tracker=none hydra.launcher.jobs=2 run_dir=multirun/study/arithmetic-rates
 python -m mth.train -m experiment=fig7_lr model=tiny task=arithmetic sparsity.percent=99.95 lr.factor=1 lr.value=0.003,0.009,0.03,0.09,0.3 eval.tasks=[arithmetic,alphabet_sort] eval.samples=512 eval.every=30 tracker=none hydra.launcher.jobs=2 run_dir=multirun/study/arithmetic-rates
