@@ -45,7 +45,8 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
         print(f"reason: {summary.reason}")
     for task, base in summary.base.items():
         final, change = summary.final[task], summary.change.get(task, {})
-        for key in ("pass_at_1", "reward"):
+        graded = base["pass_at_1"] == base["reward"] and final["pass_at_1"] == final["reward"]  # every reward is 0 or 1
+        for key in ("pass_at_1",) if graded else ("pass_at_1", "reward"):
             error = f"{key}_error"
             ends = (plus_minus(each[key], each.get(error)) for each in (base, final))
             gain = plus_minus(final[key] - base[key], change.get(error), "+")

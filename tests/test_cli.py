@@ -108,7 +108,10 @@ def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path)
         (["-m", "sparsity=dense,99"], "not a mixture"),
         (["-m", "sparsity=99,100"], "sparsity.percent=100 must be in [0, 100) (in the cell"),
         (["rollout.max_tokens=1024"], "rollout.max_tokens=1024 leaves no room"),
-        (["eval.tasks=[arithmetic]", "eval.per_task.arithmetic.max_tokens=2000"], "eval.per_task.arithmetic.max_tokens=2000 leaves no room"),
+        (
+            ["eval.tasks=[arithmetic]", "eval.per_task.arithmetic.max_tokens=2000"],
+            "eval.per_task.arithmetic.max_tokens=2000 leaves no room",
+        ),
         (["rollout=vllm", "rollout.context=32", "rollout.max_tokens=32"], "rollout.max_tokens=32 leaves no room"),
         (["task.train_rows=4", "task.name=arithmetic"], "fewer than the 16 prompts of a step"),
         (["run_dir=/dev/null"], "/dev/null"),

@@ -190,7 +190,8 @@ def test_run_folder_and_summary(uninterrupted):
     assert summary.status == "finished"
     assert summary.steps == 5
     assert summary.active_parameters < 0.0101 * summary.total_parameters
-    assert set(summary.base["arithmetic"]) == set(summary.final["arithmetic"]) == {"pass_at_1", "reward"}
+    keys = {"pass_at_1", "pass_at_1_error", "reward", "reward_error"}
+    assert set(summary.base["arithmetic"]) == set(summary.final["arithmetic"]) == set(summary.change["arithmetic"]) == keys
     assert set(summary.seconds) == {"rollout", "update", "sync", "evaluation"}
     assert len(summary.mask_sha256) == 64
     assert summary.tokens_per_second > 0
