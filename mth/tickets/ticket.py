@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -140,7 +140,7 @@ class Ticket:
         """
         owner = weakref.ref(self)
         require(
-            not any(getattr(parameter, OWNER, _nobody)() is not None for parameter in self.parameters.values()),
+            attached_ticket(self.parameters.values()) is None,
             "the model has a ticket, which would lose its gradients to a second one; call its detach() first",
         )
         before = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
@@ -155,8 +155,10 @@ class Ticket:
         self.detach.atexit = False
 
 
-def _nobody() -> None:
-    return None
+def attached_ticket(parameters: Iterable[nn.Parameter]) -> Ticket | None:
+    """The ticket that takes the gradients of one of these parameters, or None."""
+    owners = [getattr(parameter, OWNER)() for parameter in parameters if hasattr(parameter, OWNER)]
+    return next((ticket for ticket in owners if ticket is not None), None)
 
 
 def _gather_into(owner: "weakref.ref[Ticket]", name: str, parameter: nn.Parameter) -> None:

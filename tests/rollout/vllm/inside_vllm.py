@@ -15,6 +15,7 @@ from mth.rollout.vllm import transfer
 from mth.rollout.vllm.core import MAX_BATCHED_TOKENS_CPU, EngineSpec, LocalCore, describe_failure
 from mth.rollout.vllm.engine import VllmEngine
 from mth.tasks import load_tasks
+from mth.tickets.ticket import attached_ticket
 from mth.training.batches import collate
 from mth.training.logprobs import completion_logprobs
 from mth.training.prompts import prompts
@@ -59,6 +60,9 @@ def same_base(policy):
 
 
 def restored(policy, core, percent):
+    former = attached_ticket(policy.model.parameters())  # of an engine that a test still holds
+    if former is not None:
+        former.detach()
     return VllmEngine(policy, ticket_of(policy.model, percent), CONFIG, core)
 
 
