@@ -7,6 +7,7 @@ import pandas as pd
 
 from mth.analysis.aggregate import describe, last_value, mean_curve
 from mth.analysis.collection import Run
+from mth.foundations.statistics import standard_error
 from mth.runs.journal import Entry
 from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, eval_metric, with_error
 from mth.tasks.base import is_right
@@ -79,7 +80,8 @@ def _mean_over_runs(values: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 
 def _of_mean(per_prompt: np.ndarray) -> float:
-    return float(per_prompt.std(ddof=1) / np.sqrt(len(per_prompt))) if len(per_prompt) > 1 else UNKNOWN
+    known = standard_error(per_prompt.tolist())
+    return UNKNOWN if known is None else known
 
 
 def _of_difference(left: np.ndarray | None, right: np.ndarray | None) -> float:

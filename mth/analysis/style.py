@@ -33,6 +33,11 @@ def level_style(number: int, percent: float) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[number % len(MARKERS)], "label": label}
 
 
+def bars(rows: pd.DataFrame) -> pd.Series:
+    """Half the length of each row's error bar: one std over runs, or the standard error over prompts of a single run."""
+    return rows["std"].fillna(rows["error"]).fillna(0)
+
+
 def draw_full_training(axes: Axes, curve: pd.DataFrame) -> None:
     """Draw full training over steps as a dashed black line with its band. curve: from `errors.curve`; nothing is drawn if it is empty."""
     if len(curve):

@@ -13,7 +13,7 @@ from mth.analysis.errors import change_error, difference_error
 from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import at_best_rates
-from mth.analysis.style import COLORS, MARKERS, legend_below, level_style, panels
+from mth.analysis.style import COLORS, MARKERS, bars, legend_below, level_style, panels
 from mth.foundations.errors import UserError
 
 
@@ -53,13 +53,13 @@ def changes_by_sparsity(runs: Sequence[Run], metrics: dict[str, str]) -> pd.Data
         full: dict[str, Any] = {}
         for percent in sorted({run.sparsity for run in chosen}):
             level = [run for run in chosen if run.sparsity == percent]
-            ends = np.array([both for run in level if (both := _before_and_after(run, metric)) is not None])
-            if not len(ends):
+            ends_of = [(run, both) for run in level if (both := _before_and_after(run, metric)) is not None]
+            if not ends_of:
                 continue
+            measured, ends = [run for run, _ in ends_of], np.array([both for _, both in ends_of])
             row = {"accuracy on": name, "sparsity": percent, "learning rate": level[0].lr}
             row |= dict(zip(("before", "after"), ends.mean(0).tolist(), strict=True))
             change = describe(ends[:, 1] - ends[:, 0])
-            measured = [run for run in level if _before_and_after(run, metric) is not None]
             row |= {"change": change.pop("mean"), "std": change.pop("std"), "error": change_error(measured, metric)} | change
             if percent > 0 and full:
                 row |= {"to full": row["change"] - full["change"], "to full error": difference_error(measured, full["runs"], metric)}
@@ -96,7 +96,7 @@ def draw_changes(axes: Axes, table: pd.DataFrame) -> None:
     for number, (task, rows) in enumerate(table.groupby("accuracy on", sort=False)):
         place = np.array([names.index(percent) for percent in rows["sparsity"]]) + 0.06 * number
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "label": task}
-        axes.errorbar(place, rows["change"], yerr=rows["std"].fillna(rows["error"]).fillna(0), markersize=5, capsize=4, **style)
+        axes.errorbar(place, rows["change"], yerr=bars(rows), markersize=5, capsize=4, **style)
     axes.axhline(0, color="gray", linewidth=1.2, linestyle=":", label="base model")
     axes.set(xticks=range(len(names)), xticklabels=[f"{percent:g}" for percent in names], xlabel="sparsity (% of entries frozen)")
     legend_below(axes)

@@ -11,7 +11,7 @@ from mth.analysis.errors import results
 from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, best_rates, selection_score
-from mth.analysis.style import legend_below, level_style, panels
+from mth.analysis.style import bars, legend_below, level_style, panels
 from mth.foundations.errors import UserError
 
 
@@ -52,9 +52,7 @@ def draw(axes: Axes, table: pd.DataFrame, chosen: Mapping[float, float]) -> None
         rows = rows.sort_values("lr")
         style = level_style(number, percent)
         line = "--" if percent == 0 else "-"
-        axes.errorbar(
-            rows["lr"], rows["mean"], yerr=rows["std"].fillna(rows["error"]).fillna(0), markersize=5, capsize=3, linestyle=line, **style
-        )
+        axes.errorbar(rows["lr"], rows["mean"], yerr=bars(rows), markersize=5, capsize=3, linestyle=line, **style)
         best = rows[rows["lr"] == chosen.get(percent)]
         axes.scatter(best["lr"], best["mean"], s=130, facecolors="none", edgecolors=style["color"], linewidths=1.4, zorder=4)
     axes.scatter([], [], s=110, facecolors="none", edgecolors="gray", label="chosen on training prompts")

@@ -13,7 +13,7 @@ from mth.analysis.errors import difference_error, results
 from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, best_rates
-from mth.analysis.style import BLACK, BLUE, ORANGE, SKY, legend_below, panels
+from mth.analysis.style import BLACK, BLUE, ORANGE, SKY, bars, legend_below, panels
 
 Dots = dict[float, list[tuple[float, bool]]]  # sparsity -> (result, collapsed) of each run
 
@@ -81,7 +81,7 @@ def draw(axes: Axes, levels: pd.DataFrame, dots: Mapping[float, Sequence[tuple[f
     axes.errorbar(
         place,
         table["mean"],
-        yerr=table["std"].fillna(table["error"]).fillna(0),
+        yerr=bars(table),
         color=BLUE,
         marker="o",
         capsize=4,
