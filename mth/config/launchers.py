@@ -17,6 +17,7 @@ class LocalLauncher:
     _target_: str = TARGET
     kind: str = "local"
     jobs: int | None = key(None, "cells at a time; null: one per visible GPU, one without GPUs", least=1)
+    resident: bool = key(True, "load the model once and start each cell from there; false: each cell loads it itself")
 
     def __post_init__(self) -> None:
         check_ranges(self, "hydra.launcher.")

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from mth.foundations.errors import UserError
 from mth.foundations.signals import listen
 from mth.grid.record import Grid, GridCell, hold_launcher, launcher_at, log_event
+from mth.grid.resident import NEVER_STARTED, Fork, Job, Resident, fits
 from mth.runs.folder import RunFolder, host_name
 
 POLL_S = 0.2
@@ -31,7 +33,8 @@ def visible_gpus() -> list[str]:
 def slots(jobs: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
     """Environment variables of each slot that a cell can run in: its GPU, in turn, and its share of the cores."""
     count = jobs or len(gpus) or 1
-    threads = {} if count == 1 else {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    chosen = count == 1 or "OMP_NUM_THREADS" in os.environ  # the user's own choice wins
+    threads = {} if chosen else {"OMP_NUM_THREADS": str(max(1, cores // count))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
 
 
@@ -47,19 +50,25 @@ def run(grid: Grid, cells: list[GridCell], watch: Callable[[], object]) -> None:
         raise UserError(f"{grid.folder}: a launcher is already at work on this grid (process and host: {launcher_at(grid.folder)})")
     log_event(grid.folder, "submitted", cells=[cell.name for cell in cells], jobs={})
     free = slots(cells[0].launcher["jobs"], visible_gpus(), len(os.sched_getaffinity(0)))
+    resident = None
+    if cells[0].launcher["resident"] and len(cells) > 1:
+        resident = Resident(**surroundings(grid, free[0]), log=grid.folder / "resident.log")
     waiting = list(cells)
-    running: dict[subprocess.Popen[bytes], tuple[GridCell, dict[str, str]]] = {}
+    running: dict[subprocess.Popen[bytes] | Fork, tuple[GridCell, dict[str, str]]] = {}
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     requests, told, words = listen(), False, "what ran was saved"
     try:
         while running or (waiting and not requests.stop):
             while waiting and free and not requests.stop:
                 cell, slot = waiting.pop(0), free.pop(0)
-                running[start(grid, cell, slot)] = (cell, slot)
+                running[start(grid, cell, slot, resident)] = (cell, slot)
             for process in [process for process in running if process.poll() is not None]:
                 cell, slot = running.pop(process)
                 free.append(slot)
-                log_event(grid.folder, "ended", cell=cell.name, code=process.returncode)
+                if process.returncode == NEVER_STARTED:
+                    waiting.insert(0, cell)
+                else:
+                    log_event(grid.folder, "ended", cell=cell.name, code=process.returncode)
             if requests.stop and not told:
                 told = True
                 for process in running:
@@ -74,6 +83,8 @@ def run(grid: Grid, cells: list[GridCell], watch: Callable[[], object]) -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
         held.close()
+        if resident is not None:
+            resident.close()
     if requests.stop:
         print(f"\nstopped; {words}. Go on with: python -m mth.grid resume {os.path.relpath(grid.folder)}", file=sys.stderr)
         raise SystemExit(128 + (requests.received or 0))
@@ -84,15 +95,19 @@ def frozen(grid: Grid) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(grid.code), *filter(None, [os.environ.get("PYTHONPATH")])]), "PYTHONSAFEPATH": "1"}
 
 
-def start(grid: Grid, cell: GridCell, slot: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one cell from the frozen code, in the folder where the grid's command was typed. Appends its output to its log."""
-    threads = {key: os.environ[key] for key in ("OMP_NUM_THREADS",) if key in os.environ}  # the user's own choice wins
-    environment = os.environ | slot | threads | frozen(grid)
+def surroundings(grid: Grid, slot: dict[str, str]) -> dict[str, Any]:
+    """Environment and current folder of a cell's process: the frozen code, the slot, the folder where the grid's command was typed."""
+    return {"env": os.environ | slot | frozen(grid), "cwd": grid.cwd if grid.cwd.is_dir() else None}
+
+
+def start(grid: Grid, cell: GridCell, slot: dict[str, str], resident: Resident | None = None) -> "subprocess.Popen[bytes] | Fork":
+    """Start one cell, as a fork of the resident process where that is possible. Appends its output to its log."""
+    if resident is not None and not resident.gone and fits(RunFolder(cell.dir).config()):
+        return resident.start(Job(cell.dir, grid.folder, slot))
     with open(RunFolder(cell.dir).log_file, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "mth.grid.worker", str(cell.dir), str(grid.folder)],
-            env=environment,
-            cwd=grid.cwd if grid.cwd.is_dir() else None,
+            **surroundings(grid, slot),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

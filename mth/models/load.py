@@ -1,9 +1,11 @@
 """Loads a causal language model with its tokenizer."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
@@ -42,14 +44,40 @@ def load_policy(config: ModelConfig) -> Policy:
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    dtype = getattr(torch, config.dtype.name)
-    if config.init is Init.random:
-        torch.manual_seed(config.init_seed)
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    else:
-        model = load_weights(model_source(config), shape, dtype)
+    model: Any = _kept.pop(_source_state(config), None) or _load_model(config, shape)
     model.to(device).eval()
     check_lm_head(model)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids(model, tokenizer))
+
+
+_kept: dict[Any, PreTrainedModel] = {}  # at most one model, by what it was loaded from
+
+
+def keep_model(config: ModelConfig) -> None:
+    """Load a model now. The next `load_policy` of the same files takes it, in this process or in a fork, which shares its memory.
+
+    One model is kept, on the CPU: a process that has used a GPU cannot be forked. Raises UserError as `load_policy` does.
+    """
+    state = _source_state(config)
+    if state not in _kept:
+        _kept.clear()
+        _kept[state] = _load_model(config, architecture(config))
+
+
+def _load_model(config: ModelConfig, shape: PretrainedConfig) -> PreTrainedModel:
+    dtype = getattr(torch, config.dtype.name)
+    if config.init is Init.pretrained:
+        return load_weights(model_source(config), shape, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.init_seed)
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
+
+
+def _source_state(config: ModelConfig) -> Any:
+    """What makes two loaded models equal: their source, sizes and times of its files, and how they were made."""
+    source = model_source(config)
+    states = [(file.name, file.stat()) for file in Path(source).iterdir()] if Path(source).is_dir() else []
+    files = frozenset((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    return source, files, config.init, config.init_seed, config.dtype

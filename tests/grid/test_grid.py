@@ -344,11 +344,14 @@ def test_slurm_answers_are_read(monkeypatch):
     assert found["7_1"].reason == "Resources"
 
 
-def test_places_share_cores_and_gpus():
+def test_places_share_cores_and_gpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slots(None, [], 8) == [{}]
     assert slots(4, [], 8) == [{"OMP_NUM_THREADS": "2"}] * 4
     assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(None, ["2", "5"], 8)] == ["2", "5"]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(3, ["0", "1"], 8)] == ["0", "1", "0"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert slots(4, [], 8) == [{}] * 4, "the user's own number of threads was replaced"
 
 
 def test_signals_inside_and_outside_a_job(monkeypatch):
