@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mth.config.cells import Cell
 from mth.config.stored import flat, to_plain
+from mth.grid.capacity import needs
 from mth.grid.memory import ModelFacts, active_counts, memory_estimate
 from mth.grid.placement import TO_DO
 from mth.grid.record import GridCell
@@ -18,8 +19,8 @@ def plan_table(cells: Sequence[Cell], placed: Sequence[GridCell], models: Mappin
     for cell, entry in zip(cells, placed, strict=True):
         config, model = cell.config, models[repr(cell.config.model)]
         memory = sum(memory_estimate(config, model).values())
-        count = config.train.steps * config.train.batch_size
         memories.append(memory)
+        count = config.train.steps * config.train.batch_size
         if entry.found in TO_DO:
             rollouts += count - _steps_done(entry) * config.train.batch_size
         values = flat(to_plain(config))
@@ -29,7 +30,8 @@ def plan_table(cells: Sequence[Cell], placed: Sequence[GridCell], models: Mappin
     states = [entry.found for entry in placed]
     summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     head = ("cell", "settings", "active", "GiB", "rollouts", "state")
-    return f"{table(head, rows)}\n{len(cells)} cells: {summary}; {rollouts:,} rollouts to generate; up to {max(memories) / 2**30:.2f} GiB per cell (estimate)"
+    total = f"{len(cells)} cells: {summary}; {rollouts:,} rollouts to generate; up to {max(memories) / 2**30:.2f} GiB per cell (estimate)"
+    return "\n".join([table(head, rows), total, *(str(need) for need in needs(cells, models) if need.cells > 1)])
 
 
 def _steps_done(entry: GridCell) -> int:

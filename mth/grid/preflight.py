@@ -7,6 +7,7 @@ from mth.config.checks import check_context, check_trainable
 from mth.config.schema import Config
 from mth.config.stored import to_plain
 from mth.foundations.errors import UserError
+from mth.grid.capacity import refuse_too_large
 from mth.grid.memory import ModelFacts, active_counts, facts_of_models
 from mth.tasks import check_data
 
@@ -15,7 +16,8 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
     """Check all cells. Returns the facts of their models, from which a plan is made.
 
     Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
-    no active entry, or if a reply is longer than the model's context. Loads no weights, and fetches nothing from a hub but the configuration of a model that is there.
+    no active entry, if a reply is longer than the model's context, or if the cells that would run at a time do not fit into memory. Loads no
+    weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
     from mth.models.shapes import usable_context  # loads torch
 
@@ -33,6 +35,7 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
             check_context(cell.config, usable_context(facts.architecture))
         except UserError as error:
             raise UserError(f"{error} (in the cell {' '.join(cell.overrides)})" if len(cells) > 1 else str(error)) from error
+    refuse_too_large(cells, models)
     return models
 
 
