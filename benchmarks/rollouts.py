@@ -90,9 +90,11 @@ class Recorder:
         self.engine = engine
         self.calls: list[tuple[list[Request], int, list[Completion]]] = []
 
-    def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+    ) -> list[Completion]:
         requests = [Request(tuple(request.prompt), request.seed) for request in requests]
-        completions = self.engine.generate(requests, max_tokens, temperature)
+        completions = self.engine.generate(requests, max_tokens, temperature, stops)
         self.calls.append((requests, max_tokens, completions))
         return completions
 

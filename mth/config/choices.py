@@ -6,6 +6,13 @@ LAYER_FAMILIES = ("first_layer", "last_layer")  # mask families that have a budg
 FIXED_FAMILIES = ("magnitude",)  # mask families that draw nothing: one mask, whatever the seed
 
 
+class PromptFormat(Enum):
+    """A conversation through the tokenizer's chat template, or plain text as a base model reads it."""
+
+    chat = "chat"
+    raw = "raw"
+
+
 class Init(Enum):
     """Published or local weights, or random weights in the model's real shapes."""
 

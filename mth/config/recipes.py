@@ -1,4 +1,4 @@
-"""How a task is evaluated that is not trained: by its own recipe in conf/recipe/, unless the command line says otherwise."""
+"""How a task is evaluated that is not trained: by its own files in conf/task/ and conf/recipe/, unless the command line says otherwise."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig
 
-from mth.config.choices import Grader
+from mth.config.choices import Grader, PromptFormat
 from mth.config.options import options
-from mth.config.schema import Config, EvalConfig, EvalOverride, TaskConfig
+from mth.config.schema import OF_A_TASK, Config, EvalConfig, EvalOverride, TaskConfig
 from mth.config.stored import flat, load
 from mth.foundations.paths import conf_dir
 
@@ -35,7 +35,9 @@ def with_own_recipes(config: Config, overrides: Sequence[str], as_given: Collect
     typed, per_task, paths = typed_keys(overrides), dict(config.eval.per_task), dict(config.eval.paths)
     for task in others:
         recipe, own = own_recipe(config.model.name, task), vars(per_task.get(task, EvalOverride()))
-        free = [key for key in KEYS if not typed & {f"eval.{key}", f"eval.per_task.{task}.{key}", f"task.{key}"}]
+        free = [
+            key for key in KEYS if not typed & {f"eval.{key}", f"eval.per_task.{task}.{key}", *(["task.grader"] if key == "grader" else [])}
+        ]
         per_task[task] = EvalOverride(**{**own, **{key: recipe[key] for key in free if key in recipe}})
         if paths.get(task) is None and f"eval.paths.{task}" not in typed:
             paths[task] = recipe.get("path")
@@ -55,13 +57,16 @@ def own_recipe(model: str, task: str) -> dict[str, Any]:
     A model that conf/model does not name has the recipes of `tiny`; where a model has none for the task, another model's recipe gives it.
     """
     name = model if model in options("model") else "tiny"
-    found: dict[str, Any] = {"grader": Grader[_read("task", task).get("grader", TaskConfig().grader.name)]}
+    said_of_task, usual = _read("task", task), TaskConfig()
+    found: dict[str, Any] = {key: said_of_task.get(key, getattr(usual, key)) for key in OF_A_TASK}
+    for key, kind in (("grader", Grader), ("prompt_format", PromptFormat)):
+        found[key] = kind[found[key]] if isinstance(found[key], str) else found[key]
     own = f"{name}+{task}"
     others = [recipe for recipe in options("recipe") if recipe.partition("+")[2] == task]
     recipe = _read("recipe", own if own in others else others[0]) if others else {}
     if recipe:
         said, standard = recipe.get("eval", {}), EvalConfig()
-        found |= {key: said.get(key, getattr(standard, key)) for key in ("samples", "temperature")}
+        found |= {key: said.get(key, getattr(standard, key)) for key in ("samples", "replies", "temperature")}
         found["max_tokens"] = said.get("max_tokens", recipe["rollout"]["max_tokens"])
         if own in others and (path := recipe.get("task", {}).get("path")) is not None:
             found["path"] = path

@@ -19,15 +19,16 @@ from mth.config.choices import (
     Magnitude,
     OptimizerName,
     Prompt,
+    PromptFormat,
     PromptOrder,
     Ratio,
     TrackerName,
     WeightGradient,
     is_seeded,
 )
+from mth.config.eval_schema import OF_A_TASK, EvalConfig, EvalOverride
 from mth.config.fields import check_ranges, key, reset_idle, section
 from mth.config.learning_rates import RATES, table_lr
-from mth.config.options import options
 from mth.foundations.paths import one_spelling
 
 
@@ -36,8 +37,10 @@ class ModelConfig:
     """The language model."""
 
     name: str = key("tiny", "name of the model; a model that mth ships needs no path")
-    path: str | None = key(None, "hub id or local folder of the weights; null: the model of that name that mth ships")
-    tokenizer: str | None = key(None, "hub id or folder of another tokenizer", matters=lambda c: c.model.tokenizer != c.model.path)
+    path: str | None = key(None, "hub id, local folder or GGUF file of the weights; null: the model of that name that mth ships")
+    tokenizer: str | None = key(
+        None, "hub id, folder or GGUF file of another tokenizer", matters=lambda c: c.model.tokenizer != c.model.path
+    )
     init: Init = key(Init.pretrained, "pretrained weights, or random ones in the real shapes")
     init_seed: int = key(0, "seed of random weights", matters=lambda c: c.model.init is Init.random)
     dtype: Dtype = key(Dtype.float32, "number format of the weights")
@@ -46,9 +49,12 @@ class ModelConfig:
     lr_table: str | None = key(None, "learning rates that lr=table2 reads; null: those of the model's name")
 
 
+WITHOUT_TURNS = {"arithmetic", "gsm8k", "math", "math500", "multiplication", "names", "addition", "weekdays"}
+
+
 def _has_turns(config: Any) -> bool:
     """Whether a task that is trained or evaluated may read the ranges of turns and names. A task that someone adds may."""
-    return not {config.task.name, *(config.eval.tasks or ())} <= {"arithmetic", "gsm8k", "math", "math500"}
+    return not {config.task.name, *(config.eval.tasks or ())} <= WITHOUT_TURNS
 
 
 @dataclass
@@ -68,6 +74,9 @@ class TaskConfig:
     grader_timeout: float = key(5.0, "limit of math_verify per answer, in seconds of CPU time", above=0)
     every_grader: bool = key(False, "report math_verify too where it is not the reward", later=True)
     prompt: Prompt = key(Prompt.paper, "system prompt of gsm8k and math")
+    prompt_format: PromptFormat = key(PromptFormat.chat, "chat: with the chat template; raw: as plain text, for base models", later=True)
+    shots: int = key(0, "worked examples before every prompt, the same ones for all", later=True, least=0)
+    stop: str = key("", "text that ends a reply, beside the model's own end; empty: none", later=True)
 
 
 @dataclass
@@ -177,42 +186,6 @@ class RolloutConfig:
 
 
 @dataclass
-class EvalOverride:
-    """What differs for one evaluated task."""
-
-    samples: int | None = key(None, "evaluation prompts; null: eval.samples", least=1)
-    temperature: float | None = key(None, "sampling temperature; null: eval.temperature", least=0)
-    max_tokens: int | None = key(None, "most tokens of a reply; null: eval.max_tokens", least=1)
-    grader: Grader | None = key(None, "grades answers in a box; null: task.grader")
-
-
-@dataclass
-class EvalConfig:
-    """Evaluation at step 0, every `every` steps, and at the end."""
-
-    every: int = key(10, "steps between evaluations; 0: only first and last", least=0)
-    tasks: list[str] | None = key(None, "tasks to evaluate; null: the trained task", group="task")
-    paths: dict[str, str | None] = key(dict.fromkeys(options("task")), "data of an evaluated task; null: its own, or that of training")
-    samples: int = key(256, "evaluation prompts per task", least=1)
-    temperature: float = key(1.0, "sampling temperature; 0: greedy", least=0)
-    max_tokens: int | None = key(None, "most tokens of a reply; null: rollout.max_tokens", least=1)
-    per_task: dict[str, EvalOverride] = key(
-        {name: EvalOverride() for name in options("task")},
-        "what differs for a task, in samples, temperature, max_tokens or grader; null: its own recipe",
-    )
-
-    def of(self, task: str) -> EvalOverride:
-        """How a task is evaluated; only the grader may be None, which is the trained task's."""
-        own = self.per_task.get(task, EvalOverride())
-        return EvalOverride(
-            own.samples or self.samples,
-            self.temperature if own.temperature is None else own.temperature,
-            own.max_tokens or self.max_tokens,
-            own.grader,
-        )
-
-
-@dataclass
 class CollapseConfig:
     """When a run counts as collapsed; `mth.training.collapse` states the rule."""
 
@@ -317,7 +290,8 @@ class Config:
 
     def _keep_differences_in_evaluation(self) -> None:
         """Leave in eval.per_task only evaluated tasks, and only what differs from the values for all tasks."""
-        shared = EvalOverride(self.eval.samples, self.eval.temperature, self.eval.max_tokens, self.task.grader)
+        of_task = (getattr(self.task, key) for key in OF_A_TASK)
+        shared = EvalOverride(self.eval.samples, self.eval.replies, self.eval.temperature, self.eval.max_tokens, *of_task)
         kept = {}
         for name, own in self.eval.per_task.items():
             differing = {k: None if v == getattr(shared, k) else v for k, v in vars(own).items()}

@@ -51,13 +51,18 @@ def complete_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     Raises UserError if the template can render no user message.
     """
     if tokenizer.chat_template is None:
-        first = tokenizer("a")["input_ids"][0]
-        starts = first == tokenizer.bos_token_id != tokenizer("a", add_special_tokens=False)["input_ids"][0]
+        starts = begins_texts(tokenizer)
         tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + CHATML
         behind = f", behind {tokenizer.bos_token}" if starts else ""
         print(f"warning: model.tokenizer={source} has no chat template; prompts are written as ChatML{behind}", file=sys.stderr)
     fault = template_fault(tokenizer, "user")
     require(fault is None or template_fault(tokenizer, "system", "user") is None, str(fault))
+
+
+def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its begin-of-text token before a text."""
+    first, plain = tokenizer("a")["input_ids"][0], tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    return bool(first == tokenizer.bos_token_id != plain)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -12,7 +12,11 @@ from mth.config.choices import Init
 from mth.config.schema import ModelConfig
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.paths import ASSETS
+from mth.models.gguf import converted
 from mth.tickets.indices import Shapes
+
+# Hub id -> folder, below the current one, that is used instead of the hub where it exists.
+LOCAL_COPIES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Path("models", "smollm2-135m")}
 
 HEAD_KEYS = ("head_dim", "hidden_size", "num_attention_heads")
 ROPES_OF_ONE_LENGTH = ("longrope", "dynamic")  # rope types with other frequencies beyond the original length
@@ -22,13 +26,35 @@ LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_m
 
 
 def model_source(config: ModelConfig) -> str:
-    """Return the folder or hub id of the weights: `model.path`, or the model that mth ships under `model.name`. Raises UserError if none."""
+    """Return the folder or hub id that weights are loaded from. Converts a GGUF file that is new here.
+
+    Raises UserError if there is no such model, or if its GGUF file cannot be converted.
+    """
+    return converted(model_files(config))
+
+
+def model_files(config: ModelConfig) -> str:
+    """Return what holds the model: a folder, a GGUF file or a hub id.
+
+    It is `model.path` or the local copy of that hub id, or the model that mth ships under `model.name`. Raises UserError if none.
+    """
     if config.path is not None:
-        return config.path
+        return local_copy(config.path)
     packaged = ASSETS / config.name
     if not packaged.is_dir():
-        raise UserError(f"model.name={config.name} is not shipped with mth; give model.path=<hub id or local folder>")
+        raise UserError(f"model.name={config.name} is not shipped with mth; give model.path=<hub id, local folder or GGUF file>")
     return str(packaged)
+
+
+def local_copy(source: str) -> str:
+    """Return the folder that stands for this hub id here, or `source` itself if there is none."""
+    folder = LOCAL_COPIES.get(source)
+    return str(folder) if folder is not None and folder.is_dir() else source
+
+
+def how_to_copy(source: str) -> str:
+    """Return what to type for a local copy of a hub id, as the end of an error's message; empty if there is no such way."""
+    return "; without a hub: make smollm2 (or python -m mth.models.smollm2)" if source in LOCAL_COPIES else ""
 
 
 def architecture(config: ModelConfig) -> PretrainedConfig:
@@ -44,7 +70,7 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
     try:
         shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"model.path={source}: no model configuration found ({first_line(error, 160)})") from error
+        raise UserError(f"model.path={source}: no model configuration found ({first_line(error, 160)}){how_to_copy(source)}") from error
     check_architecture(shape, source)
     # Activation checkpointing needs training mode, where dropout would be active.
     for key, value in shape.to_dict().items():

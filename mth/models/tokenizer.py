@@ -1,18 +1,17 @@
 """Loads tokenizers and their chat templates."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mth.config.schema import ModelConfig
-from mth.foundations.errors import UserError, first_line
+from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.files import read_json
 from mth.models.chat import complete_template, turn_end
-from mth.models.shapes import model_source
-
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")  # names of the class that takes a tokenizer.json as it is
+from mth.models.gguf import converted
+from mth.models.save import GENERIC
+from mth.models.shapes import how_to_copy, local_copy, model_source
 
 
 def tokenizer_class(source: str) -> Any:
@@ -26,26 +25,14 @@ def tokenizer_class(source: str) -> Any:
     return AutoTokenizer
 
 
-def as_written(settings: dict[str, Any]) -> str:
-    """Return the text of a tokenizer_config.json with which AutoTokenizer takes the tokenizer.json beside it as it is.
-
-    settings: what `save_pretrained` wrote. The class of a model type rebuilds the tokenizer from its vocabulary and merges with the word
-    splitting of that model type. The argument `trust_remote_code`, which `from_pretrained` also reads from this file, prevents that. There is
-    no code in the folder to trust. transformers 4 knows the generic class only by its older name.
-    """
-    name = settings.get("tokenizer_class")
-    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}  # how the folder was loaded
-    kept |= {"tokenizer_class": "PreTrainedTokenizerFast" if name in GENERIC else name, "trust_remote_code": True}
-    return json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `model.tokenizer`, or the model's own. Adds a ChatML template if it has none. Raises UserError naming the key."""
-    source = config.tokenizer or model_source(config)
+    source = converted(local_copy(config.tokenizer)) if config.tokenizer else model_source(config)
     try:
         tokenizer = tokenizer_class(source).from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"no tokenizer in {source}: give model.tokenizer=<hub id or folder> ({first_line(error, 160)})") from error
+        message = f"no tokenizer in {source}: give model.tokenizer=<hub id or folder> ({first_line(error, 160)})"
+        raise UserError(message + how_to_copy(source)) from error
     if len(tokenizer) == 0 or not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"no tokenizer in {source}: give model.tokenizer=<hub id or folder>")
     complete_template(tokenizer, source)
@@ -67,3 +54,13 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     if not found:
         raise UserError("the tokenizer has no end-of-text token; give model.tokenizer=<one that has>")
     return frozenset(found)
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> frozenset[int]:
+    """Return the ids of all tokens that hold `text`, for instance of `\\n`, `\\n\\n` and `;\\n` for a line break.
+
+    A reply ends with the first of them. Raises UserError if no token is the text itself: a reply could then end without any of them.
+    """
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    require(text in texts, f"task.stop={text!r} is not one token of this tokenizer, so no token ends a reply with it; give another text")
+    return frozenset(index for index, token in enumerate(texts) if text in token)

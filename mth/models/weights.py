@@ -1,15 +1,13 @@
 """Loads weights and refuses files that do not hold every weight of the model, or hold more."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from mth.foundations.errors import UserError, first_line, require
+from mth.models.quiet import quiet_transformers
 from mth.models.shapes import shapes_of
 
 NAMED_KEYS = 3  # how many keys a message names
@@ -21,7 +19,7 @@ def load_weights(source: str, shape: PretrainedConfig, dtype: torch.dtype) -> Pr
     transformers gives missing weights random values and ignores unexpected ones, with a warning.
     """
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=shape,
@@ -77,14 +75,3 @@ def check_finite(source: str, model: PreTrainedModel) -> None:
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - NAMED_KEYS} more" if len(names) > NAMED_KEYS else ""
     return ", ".join(map(str, names[:NAMED_KEYS])) + more
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Leave out transformers' report of the keys, whose content becomes one line."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -36,8 +36,10 @@ class Completion:
 class RolloutEngine(Protocol):
     """What the trainer needs of an engine. Code outside `mth.rollout` uses these three methods only."""
 
-    def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
-        """Return one completion per request, in order.
+    def generate(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+    ) -> list[Completion]:
+        """Return one completion per request, in order. stops: ids that end a completion beside the model's own.
 
         Temperature 0 decodes greedily and reports log-probabilities at temperature 1. Raises UserError if a prompt does not fit the context.
         """
@@ -58,5 +60,5 @@ def check_fits(requests: Sequence[Request], max_tokens: int, context: int) -> No
     if longest + max_tokens > context:
         raise UserError(
             f"a prompt of {longest} tokens + max_tokens={max_tokens} exceeds the model's context of {context}; "
-            "lower rollout.max_tokens or eval.max_tokens"
+            "lower rollout.max_tokens, eval.max_tokens or task.shots"
         )

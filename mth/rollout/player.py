@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from mth.foundations.errors import require
 from mth.foundations.seeds import derive_seed
 from mth.foundations.statistics import mean
-from mth.models.chat import MARK, control_texts, render_chat, template_fault, turn_end
+from mth.models.chat import MARK, begins_texts, control_texts, render_chat, template_fault, turn_end
+from mth.models.tokenizer import stop_tokens
 from mth.rollout.engine import Completion, Request, RolloutEngine
 from mth.tasks.base import Episode, Task
 
@@ -79,11 +81,18 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self._turn_end = turn_end(tokenizer)
         self._control = re.compile("|".join(re.escape(text) for text in control_texts(tokenizer) if len(text) > 1) or "(?!)")
+        self._stops: dict[str, frozenset[int]] = {"": frozenset()}
         self._faults: dict[tuple[str, ...], str | None] = {}
         self._merges_system = False
 
     def opening(self, episode: Episode) -> list[int]:
-        """Token ids up to the model's first reply. Raises UserError if the template cannot render the episode's turns."""
+        """Token ids up to the model's first reply. Raises UserError if the template cannot render the episode's turns.
+
+        A raw episode is its text, behind the begin-of-text token if the tokenizer puts that before a text.
+        """
+        if episode.raw:
+            begin = [self.tokenizer.bos_token_id] if begins_texts(self.tokenizer) else []
+            return begin + self._encode(self._as_text(episode, episode.turns[0]))
         return self._encode(render_chat(self.tokenizer, self._first_messages(episode)))
 
     def between_turns(self, episode: Episode, turn: int, last_id: int) -> list[int]:
@@ -99,26 +108,35 @@ class ChatRenderer:
         ids = self._encode(render_chat(self.tokenizer, messages).split(MARK, 1)[1])
         return ids[1:] if ids and ids[0] == last_id else ids
 
-    def decode(self, completion: Completion) -> str:
-        """The text of a reply, without special tokens and without the template's end of a turn."""
+    def stops(self, stop: str) -> frozenset[int]:
+        """Ids of the tokens that hold the text which ends a reply. Raises UserError if the text is not a single token."""
+        if stop not in self._stops:
+            self._stops[stop] = stop_tokens(self.tokenizer, stop)
+        return self._stops[stop]
+
+    def decode(self, completion: Completion, stop: str = "") -> str:
+        """The text of a reply up to the text that ends it, without special tokens and without the template's end of a turn."""
         ids = completion.ids[:-1] if completion.ids[-1:] == [self._turn_end] else completion.ids
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text.partition(stop)[0] if stop else text
 
     def _first_messages(self, episode: Episode) -> list[dict[str, str]]:
         """The messages before the first reply. A system prompt becomes the user's first lines if the template has no place for it."""
         system, user = self._as_text(episode, episode.system), self._as_text(episode, episode.turns[0])
-        later = ("assistant", "user") if len(episode.turns) > 1 else ()
+        before = [self._as_text(episode, text) for shot in episode.shots for text in shot]
+        later = ("assistant", "user") * (len(episode.shots) + (len(episode.turns) > 1))
+        users = [{"role": role, "content": text} for role, text in zip(cycle(("user", "assistant")), [*before, user], strict=False)]
         if system and self._fault("system", "user", *later) is None:
-            return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            return [{"role": "system", "content": system}, *users]
         require((fault := self._fault("user", *later)) is None, str(fault))
         if not system:
-            return [{"role": "user", "content": user}]
+            return users
         if not self._merges_system:
             tqdm.write(
                 "warning: model.tokenizer: the chat template takes no system prompt; it is written at the start of the user's first turn"
             )
             self._merges_system = True
-        return [{"role": "user", "content": f"{system}\n\n{user}"}]
+        return [{"role": "user", "content": f"{system}\n\n{users[0]['content']}"}, *users[1:]]
 
     def _fault(self, *roles: str) -> str | None:
         """`template_fault`, found out once."""
@@ -173,7 +191,7 @@ class Player:
         Rollouts of one episode are adjacent. A reply that reaches `max_tokens` stays in the history, and the conversation goes on.
         `seed` names this call's random streams. Raises UserError if a prompt does not fit the context, EngineError if the engine fails.
         """
-        names = number_repeats([episode.uid for episode in episodes])
+        names, stops = number_repeats([episode.uid for episode in episodes]), self.renderer.stops(task.stop)
         openings = [self.renderer.opening(episode) for episode in episodes]
         rollouts = [Rollout(episode) for episode in episodes for _ in range(group_size)]
         for index, rollout in enumerate(rollouts):
@@ -184,9 +202,9 @@ class Player:
                 for _, rollout in unfinished:
                     rollout.append_prompt(self.renderer.between_turns(rollout.episode, turn, rollout.ids[-1]))
             requests = [Request(r.ids, derive_seed(*seed, names[i // group_size], i % group_size, turn)) for i, r in unfinished]
-            completions = self.engine.generate(requests, max_tokens, temperature)
+            completions = self.engine.generate(requests, max_tokens, temperature, stops)
             for (_, rollout), completion in zip(unfinished, completions, strict=True):
-                rollout.append_completion(completion, self.renderer.decode(completion))
+                rollout.append_completion(completion, self.renderer.decode(completion, task.stop))
         for rollout, scores in zip(rollouts, task.scores([(rollout.episode, rollout.replies) for rollout in rollouts]), strict=True):
             rollout.scores = scores
         return rollouts

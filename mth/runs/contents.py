@@ -48,16 +48,16 @@ def contents(config: Config) -> Contents:
 
 
 def _model_sources(config: Config) -> Iterator[tuple[str, str, Any]]:
-    """Key, source, and names of its files that are loaded."""
-    from mth.models.shapes import model_source  # loads torch, which looking at runs does not need
+    """Key, source, and names of its files that are loaded; none if the source is a file."""
+    from mth.models.shapes import local_copy, model_files  # loads torch, which looking at runs does not need
 
-    model, source = config.model, model_source(config.model)
+    model, source = config.model, model_files(config.model)
     key = "model.name" if model.path is None else "model.path"
     if model.init is Init.pretrained:
         yield key, source, (*MODEL_FILES, *_weight_files(Path(source)))
-    elif Path(source).is_dir():
+    elif Path(source).exists():
         yield key, source, MODEL_FILES
-    yield (key, source, TOKENIZER_FILES) if model.tokenizer is None else ("model.tokenizer", model.tokenizer, TOKENIZER_FILES)
+    yield (key, source, TOKENIZER_FILES) if model.tokenizer is None else ("model.tokenizer", local_copy(model.tokenizer), TOKENIZER_FILES)
 
 
 def _weight_files(folder: Path) -> Sequence[str]:

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mth.config.schema import Config, TaskConfig
+from mth.config.schema import OF_A_TASK, Config, TaskConfig
 from mth.foundations.errors import UserError, require
 from mth.foundations.seeds import derive_seed
 from mth.tasks.base import Episode, Task, prompt_of
 from mth.tasks.data import looks_local
+from mth.tasks.prompting import prompted
 
 
 def task_module(name: str) -> Any:
@@ -24,8 +25,8 @@ def task_module(name: str) -> Any:
 
 
 def build_task(config: TaskConfig) -> Task:
-    """Build the task of a configuration. Raises UserError if its data are missing or unusable."""
-    return task_module(config.name).build(config)
+    """Build the task of a configuration, with its prompts written. Raises UserError if its data are missing or unusable."""
+    return prompted(task_module(config.name).build(config), config)
 
 
 def load_tasks(config: Config) -> tuple[Task, dict[str, Task]]:
@@ -57,9 +58,10 @@ def eval_sections(config: Config) -> dict[str, TaskConfig | None]:
     for name in config.eval.tasks or []:
         path = config.eval.paths.get(name)
         holdout = config.task.holdout and path is None  # data given for evaluation are evaluated whole
-        grader = config.eval.of(name).grader or config.task.grader
-        section = replace(config.task, name=name, path=path, holdout=holdout, grader=grader)
-        same = name == config.task.name and path is None and grader is config.task.grader
+        own = config.eval.of(name)
+        said = {key: value for key in OF_A_TASK if (value := getattr(own, key)) is not None}
+        section = replace(config.task, name=name, path=path, holdout=holdout, **said)
+        same = name == config.task.name and path is None and all(getattr(config.task, key) == value for key, value in said.items())
         sections[name] = None if same else section
     return sections
 

@@ -18,12 +18,15 @@ class Episode:
     """One prompt with one or several turns. The user's turns do not depend on the model's replies.
 
     turns: the user's messages, in order. truth: the content of a perfect reply, as the task's `score` expects it. system: system prompt.
+    shots: worked examples, question and reply, that a chat shows first. raw: the turn is the whole prompt as text, without a chat template.
     """
 
     uid: str
     turns: tuple[str, ...]
     truth: tuple[str, ...]
     system: str = ""
+    shots: tuple[tuple[str, str], ...] = ()
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Task:
 
     score(episode, replies) returns {"reward": r} with r in [0, 1], and perhaps further keys, whose means are logged. A missing reply, after
     a conversation that ended early, counts as an empty one. score_all: the same for many, where that is faster than one after another.
+    stop: text that ends a reply, besides the model's own end; empty for none. worked: examples, question and reply, to put before a prompt.
+    raw_form: how a question is written in a raw prompt.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Task:
     eval: Sequence[Episode]
     score: Score
     score_all: Callable[[Sequence[Played]], list[dict[str, float]]] | None = None
+    stop: str = ""
+    worked: Sequence[tuple[str, str]] = ()
+    raw_form: str = "{}"
 
     def scores(self, played: Sequence[Played]) -> list[dict[str, float]]:
         """The score of each episode."""

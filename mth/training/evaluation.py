@@ -25,45 +25,53 @@ MOST_TRUNCATED = 0.05  # share of cut replies above which the base model's evalu
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: by name. rewards: task -> the reward of each of its prompts, in the order of `choose_eval`."""
+    """metrics: by name. rewards: task -> the mean reward of each of its prompts, in the order of `choose_eval`."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
-def summarize(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float]:
+def means_of(values: Sequence[float], size: int) -> list[float]:
+    """The mean of each `size` adjacent values."""
+    return list(values) if size == 1 else [mean(values[start : start + size]) for start in range(0, len(values), size)]
+
+
+def summarize(rollouts: Sequence[Rollout], prefix: str, replies: int = 1) -> dict[str, float]:
     """Means over rollouts: pass_at_1, every score of the task, completion length in tokens, share that was cut off.
 
-    pass_at_1 and reward come with their standard errors over prompts, if there are two prompts.
+    replies: to each prompt; the rollouts of a prompt are adjacent. pass_at_1 and reward come with their standard errors over prompts, if
+    there are two prompts: the replies to one prompt count as one result, their mean.
     """
-    passes, rewards = [float(is_right(rollout.reward)) for rollout in rollouts], [rollout.reward for rollout in rollouts]
+    passes = means_of([float(is_right(rollout.reward)) for rollout in rollouts], replies)
+    rewards = means_of([rollout.reward for rollout in rollouts], replies)
     errors = {with_error(key): standard_error(values) for key, values in ((PASS_AT_1, passes), (EVAL_REWARD, rewards))}
     return {
         f"{prefix}/{PASS_AT_1}": mean(passes),
         **{f"{prefix}/{key}": value for key, value in score_means(rollouts).items()},
         **{f"{prefix}/{key}": value for key, value in errors.items() if value is not None},
-        f"{prefix}/prompts": float(len(rollouts)),
+        f"{prefix}/prompts": float(len(passes)),
         f"{prefix}/completion_tokens": mean([rollout.completion_tokens for rollout in rollouts]),
         f"{prefix}/{TRUNCATED}": mean([float(rollout.truncated) for rollout in rollouts]),
     }
 
 
 def evaluate(player: Player, tasks: dict[str, Task], config: Config) -> Evaluation:
-    """One sampled reply per evaluation episode of every task. The seed does not contain the step, so every evaluation draws the same noise."""
+    """`eval.replies` sampled replies to each evaluation episode of every task. The seed does not contain the step, so every evaluation draws the same noise."""
     result = Evaluation()
     for name, task in tasks.items():
         own = config.eval.of(name)
+        replies = own.replies or 1
         episodes = choose_eval(task, own.samples or 1, config.seed.eval)
         rollouts = player.rollout_episodes(
             task,
             episodes,
-            group_size=1,
+            group_size=replies,
             max_tokens=own.max_tokens or 1,
             temperature=own.temperature or 0.0,
             seed=("eval", config.seed.eval, name),
         )
-        result.metrics.update(summarize(rollouts, f"eval/{name}"))
-        result.rewards[name] = [rollout.reward for rollout in rollouts]
+        result.metrics.update(summarize(rollouts, f"eval/{name}", replies))
+        result.rewards[name] = means_of([rollout.reward for rollout in rollouts], replies)
     return result
 
 

@@ -19,7 +19,7 @@ class Parrot:
     def __init__(self, tokenizer, texts, stopped=True):
         self.tokenizer, self.texts, self.stopped, self.seen = tokenizer, iter(texts), stopped, []
 
-    def generate(self, requests, max_tokens, temperature):
+    def generate(self, requests, max_tokens, temperature, stops=frozenset()):
         self.seen.append(requests)
         end = [self.tokenizer.eos_token_id] if self.stopped else []
         replies = [self.tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in next(self.texts)]

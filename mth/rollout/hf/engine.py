@@ -51,11 +51,14 @@ class HfEngine:
         """Do nothing: the model belongs to the policy."""
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+    ) -> list[Completion]:
         """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context."""
         check_fits(requests, max_tokens, usable_context(self.model.config))
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
+        stop_ids = self.policy.stop_ids | stops
         swap = self.shares_model and not torch.equal(self.values, self.ticket.values.data)
         if swap:
             self.ticket.write(self.values)
@@ -64,7 +67,7 @@ class HfEngine:
             for start in tqdm(starts, desc="generate", unit="batch", leave=False, disable=len(starts) < 2):
                 chosen = order[start : start + self.batch_size]
                 with use_grouped_attention(self.model):
-                    completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, self.policy.stop_ids)
+                    completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, stop_ids)
                 for index, completion in zip(chosen, completions, strict=True):
                     results[index] = completion
         finally:

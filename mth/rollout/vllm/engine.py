@@ -59,10 +59,12 @@ class VllmEngine:
             sent += self._load({name: values.detach()[slices[name]].view(shapes[name]) for name in self.whole_tensors})
         return sent
 
-    def generate(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+    ) -> list[Completion]:
         """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled."""
         check_fits(requests, max_tokens, self.context)
-        options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": self.stop_ids}
+        options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": sorted({*self.stop_ids, *stops})}
         replies = self.core.generate([request.prompt for request in requests], options, [request.seed for request in requests])
         return [Completion(ids, logprobs, stopped) for ids, logprobs, stopped in replies]
 
