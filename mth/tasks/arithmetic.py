@@ -2,8 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from mth.config.schema import TaskConfig
 from mth.tasks.alphabet_sort import embedded_pools
@@ -87,15 +88,21 @@ def solution_text(problem: Problem, slip: Callable[[int], int] = int) -> str:
     return "\n".join([*lines, f"\\boxed{{{value}}}"])
 
 
-def build_episodes(count: int, seed: int, evaluation: bool) -> list[Episode]:
-    """Episodes from `count` distinct problems of one split."""
-    stream = problems(seed, evaluation)
-    drawn = [next(stream) for _ in range(count)]
+def draw_problems(count: int, seed: int, evaluation: bool) -> list[Problem]:
+    """`count` distinct problems of one split."""
+    return list(islice(problems(seed, evaluation), count))
+
+
+def episodes(drawn: Sequence[Problem]) -> list[Episode]:
+    """One episode for each problem."""
     return [Episode(f"problem{i}", (f"{p.question}\n{INSTRUCTION}",), (str(p.answer),)) for i, p in enumerate(drawn)]
 
 
 def build(config: TaskConfig) -> Task:
     """Build the task from generated problems."""
-    train = build_episodes(config.train_rows, config.data_seed, evaluation=False)
-    held = build_episodes(EVAL_ROWS, config.data_seed, evaluation=True) if config.holdout else train
-    return boxed_task("arithmetic", train, held, config)
+    drawn = draw_problems(config.train_rows, config.data_seed, evaluation=False)
+    train = episodes(drawn)
+    held = episodes(draw_problems(EVAL_ROWS, config.data_seed, evaluation=True)) if config.holdout else train
+    return boxed_task(
+        "arithmetic", train, held, config, {f"problem{i}": solution_text(drawn[i]) for i in range(min(config.shots, len(drawn)))}
+    )

@@ -1,6 +1,6 @@
 """Tasks with one question and an answer in \\boxed{}: GSM8K, MATH, MATH-500 and arithmetic (paper, section 3.1; prompts in appendix A.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mth.config.choices import Grader, Prompt
 from mth.config.schema import TaskConfig
@@ -14,8 +14,15 @@ SYSTEM = {
 TIMEOUTS = "grader_timeouts"
 
 
-def boxed_task(name: str, train: Sequence[Episode], held: Sequence[Episode], config: TaskConfig) -> Task:
+RAW_FORM = "Question: {}\nAnswer:"
+
+
+def boxed_task(
+    name: str, train: Sequence[Episode], held: Sequence[Episode], config: TaskConfig, solutions: Mapping[str, str] | None = None
+) -> Task:
     """A task whose reward is the grade of `task.grader`.
+
+    solutions: worked solution of training episodes, by uid. The first `task.shots` of these become the worked examples and are not trained.
 
     Its scores are the reward, the strict grade, and the grade of `task.grader`; with `task.every_grader` that of math_verify too. Where
     math_verify grades, `grader_timeouts` is 1 for an answer that reached `task.grader_timeout`, and the grade is then 0.
@@ -32,4 +39,10 @@ def boxed_task(name: str, train: Sequence[Episode], held: Sequence[Episode], con
             scores = [score | grade for score, grade in zip(scores, found, strict=True)]
         return [{"reward": score[config.grader.name]} | score for score in scores]
 
-    return Task(name, train, held, lambda episode, replies: score_all([(episode, replies)])[0], score_all)
+    def score(episode: Episode, replies: Sequence[str]) -> dict[str, float]:
+        return score_all([(episode, replies)])[0]
+
+    solved = [episode for episode in train if episode.uid in (solutions or {})][: config.shots]
+    worked = [(episode.turns[0], (solutions or {})[episode.uid]) for episode in solved]
+    train = [episode for episode in train if episode not in solved] if solved else train
+    return Task(name, train, held, score, score_all, worked=worked, raw_form=RAW_FORM)

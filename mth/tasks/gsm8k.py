@@ -1,5 +1,6 @@
 """GSM8K (paper, Table 1): grade-school word problems with an integer answer."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,15 @@ def gsm8k_episodes(rows: Iterable[dict[str, Any]], prompt: Prompt, path: str = S
     return episodes
 
 
+def solutions(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The worked answer of each row by the uid of its episode, with the gold answer in a box and without the marks of a calculator."""
+    found = {}
+    for index, row in enumerate(rows):
+        steps, _, gold = re.sub(r"<<.*?>>", "", text(row["answer"])).rpartition("####")
+        found[f"row{index}"] = f"{steps.strip()}\n\\boxed{{{gold.strip().replace(',', '')}}}"
+    return found
+
+
 def text(cell: Any) -> str:
     """A cell as text; a missing one, and one of blanks, is empty."""
     return "" if cell is None or not str(cell).strip() else str(cell)
@@ -43,4 +53,4 @@ def build(config: TaskConfig) -> Task:
         held = gsm8k_episodes(read_rows(path, "test", COLUMNS, "main")[0], config.prompt, path)
     else:
         train, held = hold_out(train, config)
-    return boxed_task("gsm8k", train, held, config)
+    return boxed_task("gsm8k", train, held, config, solutions(rows))

@@ -40,4 +40,5 @@ def build(config: TaskConfig) -> Task:
     path = config.path or SOURCE
     rows, _ = read_rows(path, "train", ("problem",), "*" if config.path is None else None)
     train, held = hold_out(math_episodes(rows, config.prompt, path), config)
-    return boxed_task("math", train, held, config)
+    solutions = {f"row{index}": worked for index, row in enumerate(rows) if (worked := text(row.get("solution")))}
+    return boxed_task("math", train, held, config, solutions)

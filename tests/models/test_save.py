@@ -19,7 +19,7 @@ from mth.models.save import save_model
 from mth.rollout.engine import Request
 from mth.rollout.hf.engine import HfEngine
 from mth.runs.checkpoint import save_checkpoint
-from mth.tasks.arithmetic import build_episodes
+from mth.tasks.arithmetic import draw_problems, episodes
 from mth.tickets.draw import draw_ticket
 from tests.conftest import make_config
 from tests.tickets.models import ticket_of
@@ -29,7 +29,7 @@ TOKENS = 40  # what arithmetic gives a reply
 
 
 def questions():
-    return [episode.turns[0] for episode in build_episodes(64, 0, evaluation=True)]
+    return [episode.turns[0] for episode in episodes(draw_problems(64, 0, evaluation=True))]
 
 
 def random_texts(count=500):

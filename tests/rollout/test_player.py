@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tokenizers import processors
 
 from mth.foundations.errors import UserError
 from mth.models.chat import CHATML
@@ -154,3 +155,44 @@ def test_the_end_of_a_turn_is_no_part_of_the_reply(tokenizer):
     assert ChatRenderer(changed).decode(Completion([*tokenizer("one")["input_ids"], end], [], True)) == "one"
     assert ChatRenderer(changed).decode(Completion(tokenizer("one")["input_ids"], [], False)) == "one"
     assert ChatRenderer(changed).decode(Completion([], [], False)) == ""
+
+
+def test_a_raw_prompt_is_its_text_behind_the_begin_of_text_token(tokenizer):
+    text = "3 * 12 = 36\n5 * 17 ="
+    raw = Episode("e", (text,), ("85",), raw=True)
+    assert ChatRenderer(tokenizer).opening(raw) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    begins = copy.deepcopy(tokenizer)
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", begins.convert_tokens_to_ids("<|im_start|>"))]
+    )
+    begins.bos_token = "<|im_start|>"
+    opening = ChatRenderer(begins).opening(raw)
+    assert (opening[0], opening[1:]) == (begins.bos_token_id, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_worked_examples_of_a_chat_come_before_the_question(tokenizer):
+    episode = Episode("e", ("5 * 17 =",), ("85",), system="be brief", shots=(("3 * 12 =", "36"),))
+    assert tokenizer.decode(ChatRenderer(tokenizer).opening(episode)) == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n3 * 12 =<|im_end|>\n<|im_start|>assistant\n36<|im_end|>\n"
+        "<|im_start|>user\n5 * 17 =<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_text_ends_replies_and_is_no_part_of_them(tokenizer):
+    """Every token that holds the text ends a reply, also one that holds more; the engine learns their ids."""
+    asked = []
+
+    class Recorder(Parrot):
+        def generate(self, requests, max_tokens, temperature, stops=frozenset()):
+            asked.append(stops)
+            return super().generate(requests, max_tokens, temperature, stops)
+
+    episode = Episode("e", ("5 * 17 =",), ("85",), raw=True)
+    task = Task("t", [episode], [episode], lambda e, replies: {"reward": float(replies == [" 85"])}, stop="\n")
+    player = Player(Recorder(tokenizer, [[" 85\n", " 85\nand more"]]), ChatRenderer(tokenizer))
+    rollouts = player.rollout_episodes(task, [episode], group_size=2, max_tokens=8, temperature=1.0, seed=())
+    assert [rollout.replies for rollout in rollouts] == [[" 85"], [" 85"]]
+    (stops,) = asked
+    assert stops == {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])} and len(stops) > 1
+    with pytest.raises(UserError, match=r"^task\.stop='the end' is not one token of this tokenizer"):
+        player.renderer.stops("the end")

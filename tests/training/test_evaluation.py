@@ -3,11 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from mth.rollout.player import Rollout, score_means
+from mth.rollout import build_engine
+from mth.rollout.player import ChatRenderer, Player, Rollout, score_means
 from mth.tasks import load_tasks
+from mth.tickets.draw import model_parameters
+from mth.tickets.ticket import Ticket
 from mth.training.evaluation import evaluate, evaluate_base, summarize, warn_of_cut_replies
 from tests.conftest import make_config
 
@@ -22,7 +26,8 @@ class FakePlayer:
 
     def rollout_episodes(self, task, episodes, *, group_size, max_tokens, temperature, seed):
         self.calls.append((task.name, len(episodes), max_tokens, temperature, seed))
-        return [Rollout(episode, scores={"reward": float(i % 2)}, truncated=i == 0) for i, episode in enumerate(episodes)]
+        rows = [episode for episode in episodes for _ in range(group_size)]
+        return [Rollout(episode, scores={"reward": float(i % 2)}, truncated=i == 0) for i, episode in enumerate(rows)]
 
 
 @pytest.fixture
@@ -79,3 +84,22 @@ def test_scores_that_some_episodes_lack(config):
     assert score_means([one, both]) == score_means([both, one]) == {"reward": 0.5, "turn_1": 0.5, "turn_2": 0.5}
     assert summarize([one, both], "eval/alphabet_sort")["eval/alphabet_sort/turn_2"] == 0.5
     assert "eval/alphabet_sort/pass_at_1_error" not in summarize([one], "eval/alphabet_sort")
+
+
+def test_several_replies_to_a_prompt_are_one_result(config):
+    """Two replies to each prompt, one right and one wrong: every prompt has 0.5, so nothing varies over prompts."""
+    twice = replace(config, eval=replace(config.eval, replies=2, per_task={}))
+    result = evaluate(FakePlayer(), load_tasks(twice)[1], twice)
+    assert result.rewards["arithmetic"] == [0.5] * 5
+    assert result.metrics["eval/arithmetic/prompts"] == 5
+    assert (result.metrics["eval/arithmetic/pass_at_1"], result.metrics["eval/arithmetic/pass_at_1_error"]) == (0.5, 0.0)
+
+
+def test_the_first_of_several_replies_is_the_one_that_would_be_alone(small_policy):
+    """The noise of a reply depends on its number, not on how many there are."""
+    ticket = Ticket(model_parameters(small_policy.model), dict.fromkeys(model_parameters(small_policy.model)))
+    config = make_config(eval={"samples": 3, "max_tokens": 6})
+    player = Player(build_engine(small_policy, ticket, config.rollout), ChatRenderer(small_policy.tokenizer))
+    task, episodes = load_tasks(config)[0], load_tasks(config)[0].eval[:3]
+    ask = partial(player.rollout_episodes, task, episodes, max_tokens=6, temperature=1.0, seed=("eval", 1))
+    assert [rollout.ids for rollout in ask(group_size=3)[::3]] == [rollout.ids for rollout in ask(group_size=1)]

@@ -116,6 +116,12 @@ def test_completions_end_at_a_stop_token(small_model, tokenizer):
     assert len({len(c.ids) for c in completions}) > 3  # rows left the batch at different times
 
 
+def test_stops_of_a_call_end_completions_beside_the_models_own(small_policy, small_model, tokenizer):
+    found = engine_of(small_policy).generate(requests(9), 20, 1.0, frozenset(range(300)))
+    many_stops = engine_of(Policy(small_model, tokenizer, small_policy.stop_ids | frozenset(range(300))))
+    assert found == many_stops.generate(requests(9), 20, 1.0) and any(reply.stopped for reply in found)
+
+
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([0.5, 0.0, -1.0, 2.0]).expand(40_000, 4)
     noise = torch.rand(40_000, generator=torch.Generator().manual_seed(0))

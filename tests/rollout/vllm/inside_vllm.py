@@ -238,6 +238,15 @@ def test_replies_end_at_a_stop_token_or_at_the_limit(engine):
     assert any(reply.stopped for reply in replies)
 
 
+def test_stops_of_a_call_end_replies_beside_the_models_own(engine):
+    own = engine.stop_ids
+    asked = [Request(r.prompt, i) for i, r in enumerate(requests(9))]
+    found = engine.generate(asked, 16, 1.0, frozenset(range(300)))
+    engine.stop_ids = sorted({*own, *range(300)})
+    assert found == engine.generate(asked, 16, 1.0)
+    engine.stop_ids = own
+
+
 def test_context_is_checked_before_anything_is_generated(engine, monkeypatch):
     monkeypatch.setattr(engine.core, "generate", None)
     with pytest.raises(UserError, match=r"a prompt of 1020 tokens \+ max_tokens=8 exceeds the model's context of 1024"):

@@ -18,7 +18,7 @@ from mth.models.save import save_model
 from mth.rollout.engine import Request
 from mth.rollout.hf.engine import HfEngine
 from mth.runs.journal import read_journal
-from mth.tasks.arithmetic import build_episodes
+from mth.tasks.arithmetic import draw_problems, episodes
 from tests.tickets.models import ticket_of
 from tests.training.test_loop import repeatable
 
@@ -154,7 +154,7 @@ print("REPLIES", json.dumps([reply.outputs[0].text for reply in replies]))
 def test_vllms_own_chat_on_a_saved_model_gives_mths_greedy_replies(tmp_path):
     policy = load_policy(ModelConfig())
     save_model(policy.model, policy.tokenizer, tmp_path / "m")
-    questions = [episode.turns[0] for episode in build_episodes(64, 0, evaluation=True)]
+    questions = [episode.turns[0] for episode in episodes(draw_problems(64, 0, evaluation=True))]
     command = [sys.executable, "-c", CHAT, tmp_path / "m", json.dumps(questions)]
     made = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=300)
     assert made.returncode == 0, made.stderr
