@@ -9,6 +9,7 @@ With checkpoint= model, mask and task are those of the run; further keys change 
 eval.temperature=0 (greedy). --json prints the result as JSON.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mth.config.cli import asks_for_help, one_line_errors
 from mth.foundations.errors import require
 from mth.foundations.files import to_json
+from mth.foundations.secrets import TOKEN_VARIABLE
 from mth.foundations.statistics import plus_minus
 
 if TYPE_CHECKING:
@@ -43,6 +45,17 @@ def overlay(stored: dict[str, Any], composed: dict[str, Any], overrides: list[st
     return result
 
 
+def keep_token(config: "Config", overrides: list[str]) -> None:
+    """Raise UserError if the secret of an engine would go to an address that only a checkpoint names."""
+    typed = any(override.partition("=")[0] == "rollout.url" for override in overrides)
+    secret = os.environ.get(TOKEN_VARIABLE) and config.rollout.engine == "vllm_server"
+    require(
+        typed or not secret,
+        f"the checkpoint names the engine {config.rollout.url}, which would get {TOKEN_VARIABLE}: add rollout.url={config.rollout.url}, "
+        "or rollout.engine=hf to use none",
+    )
+
+
 def evaluation(overrides: list[str]) -> "tuple[Config, Evaluation]":
     """The evaluation that these overrides ask for, and its configuration.
 
@@ -64,12 +77,13 @@ def evaluation(overrides: list[str]) -> "tuple[Config, Evaluation]":
     checkpoint = None
     if config.checkpoint is not None:
         checkpoint = open_checkpoint(Path(config.checkpoint))
-        run, plain = checkpoint.config, OmegaConf.to_container(composed, enum_to_str=True)
+        run, plain = checkpoint.config, OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
         config = from_plain(
             overlay(checkpoint.header["config"], {str(key): value for key, value in plain.items()}, rewrite_numbers(overrides))
         )
         config = with_own_recipes(config, overrides, as_given=run.eval.tasks or [])
+        keep_token(config, overrides)
     with assemble(config, checkpoint) as parts:
         result = evaluate(parts.player, parts.eval_tasks, config)
     warn_of_cut_replies(result.metrics, config)

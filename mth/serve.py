@@ -25,14 +25,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8711, help="port to listen on, 0 for a free one (default: 8711)")
     options = parser.parse_args(arguments)
+    from mth.foundations.secrets import TOKEN_VARIABLE
     from mth.rollout.vllm.core import LocalCore, prepare_vllm
-    from mth.rollout.vllm.remote import TOKEN_VARIABLE, build_server
+    from mth.rollout.vllm.server import build_server
 
     server = build_server(LocalCore(), options.host, options.port, os.environ.get(TOKEN_VARIABLE))
     prepare_vllm()
     print(f"ready on http://{options.host}:{server.server_port}", flush=True)
     try:
-        server.serve_forever()
+        server.run()
     except KeyboardInterrupt:
         print("stopped")
     finally:

@@ -1,14 +1,18 @@
 """The commands as a user types them: grids, evaluation, export, errors in one line, and an installed wheel in an empty folder."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+from mth.foundations.secrets import TOKEN_VARIABLE
 from mth.runs.checkpoint import load_checkpoint
 from mth.runs.mlflow import default_uri, mlflow_client
 
@@ -73,6 +77,38 @@ def test_evaluate_reads_a_ticket_and_takes_changes(grid):
     )
     assert "alphabet_sort" in other.stdout
     assert "arithmetic" not in other.stdout
+
+
+def test_a_secret_goes_only_to_an_engine_that_the_command_line_names(grid, tmp_path):
+    """A checkpoint may be somebody else's, and name somebody else's server."""
+    asked = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.headers.get("Authorization"))
+            self.send_error(500)
+
+        def log_message(self, *arguments):
+            pass
+
+    listener = http.server.HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.server_port}"
+    checkpoint = load_checkpoint(next((first_run(grid) / "checkpoints").iterdir()))
+    header = checkpoint.header | {
+        "config": checkpoint.header["config"] | {"rollout": checkpoint.header["config"]["rollout"] | {"engine": "vllm_server", "url": url}}
+    }
+    save_file(checkpoint.tensors, tmp_path / "step_000001.safetensors", {"mth": json.dumps(header)})
+    arguments = [f"checkpoint={tmp_path / 'step_000001.safetensors'}"]
+    secret = os.environ | {TOKEN_VARIABLE: "hunter2"}
+    refused = mth("evaluate", *arguments, cwd=grid, check=False, env=secret)
+    assert (refused.returncode, asked) == (2, []), refused.stderr
+    assert f"names the engine {url}, which would get MTH_ENGINE_TOKEN: add rollout.url={url}" in refused.stderr
+    mth("evaluate", *arguments, f"rollout.url={url}", cwd=grid, check=False, env=secret)
+    mth("evaluate", *arguments, cwd=grid, check=False)
+    assert asked == ["Bearer hunter2", None]
+    listener.shutdown()
+    listener.server_close()
 
 
 def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path):

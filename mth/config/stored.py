@@ -1,10 +1,10 @@
 """Configurations as plain data: from Hydra, to and from JSON-able data, to and from YAML files."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mth.config.schema import Config
 from mth.foundations.errors import UserError, first_line, require
+
+MARK = "\ufdd2"  # between `$` and `{` while OmegaConf reads; Unicode reserves it for such uses
 
 
 def load(cfg: DictConfig | ListConfig) -> Any:
@@ -52,11 +54,29 @@ def to_plain(config: Any) -> dict[str, Any]:
 def from_plain(data: Any) -> Config:
     """The inverse of `to_plain`. Raises UserError for a key that this version does not know and for a value out of range."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(_schema(), data))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), literal(data)))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"stored configuration does not fit this version of mth: {first_line(error)}") from error
     assert isinstance(config, Config)
-    return config
+    return cast(Config, literal(config, mark=""))
+
+
+def literal(value: Any, mark: str = MARK) -> Any:
+    """Plain data or a dataclass in which OmegaConf takes `${` as text, or the same as it was, with mark="".
+
+    What a file holds is never interpolated: it could read an environment variable. OmegaConf's own escapes do not reach an open `${`.
+    """
+    if isinstance(value, dict):
+        return {key: literal(item, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [literal(item, mark) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            object.__setattr__(value, field.name, literal(getattr(value, field.name), mark))
+        return value
+    if not isinstance(value, str):
+        return value
+    return value.replace("${", f"${mark}{{") if mark else value.replace(f"${MARK}{{", "${")
 
 
 @cache

@@ -53,6 +53,7 @@ def resume(arguments: list[str]) -> None:
     from dataclasses import replace
 
     from mth.config.launchers import launcher_settings
+    from mth.config.stored import literal
     from mth.grid.launch import finish, pending_cells, start
     from mth.grid.record import read_grid
 
@@ -68,7 +69,8 @@ def resume(arguments: list[str]) -> None:
     grid = replace(grid, cells=[cell for cell in grid.cells if not names or cell.name in names])
     pending = pending_cells(grid)
     for cell in pending:
-        cell.launcher = launcher_settings(cell.launcher, [change.removeprefix("hydra.launcher.") for change in changes])
+        settings = launcher_settings(literal(cell.launcher), [change.removeprefix("hydra.launcher.") for change in changes])
+        cell.launcher = literal(settings, mark="")
     print(f"{len(pending)} of {len(grid.cells)} cells to run")
     start(grid, pending, detach=False)
     finish(grid)

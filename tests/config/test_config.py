@@ -3,18 +3,21 @@
 import itertools
 
 import pytest
+import yaml
 
 from mth.config.cells import cells_of, read_command
 from mth.config.checks import check_trainable
 from mth.config.choices import Dtype
 from mth.config.compose import compose
 from mth.config.identity import differing_keys, identity
+from mth.config.launchers import launcher_settings
 from mth.config.learning_rates import table_lr
 from mth.config.overrides import rewrite_numbers
 from mth.config.schema import Config, LrConfig, ModelConfig
-from mth.config.stored import flat, from_plain, load, read_config, to_plain
+from mth.config.stored import flat, from_plain, literal, load, read_config, to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
+from mth.runs.folder import RunFolder
 from tests.conftest import make_config
 
 GROUPS = {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in conf_dir().iterdir() if folder.is_dir()}
@@ -334,3 +337,18 @@ def test_a_grid_that_cannot_be_as_asked_is_refused_in_one_line(arguments, messag
     with pytest.raises(UserError, match=message) as error:
         cells_of(arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:MTH_SECRET}", "a\\${oc.env:MTH_SECRET}", "a\\\\${lr.value}", "${", "x}${y", "\\", "${oc.env:MTH_SECRET,b}"]
+)
+def test_what_a_stored_configuration_holds_is_never_interpolated(text, monkeypatch, tmp_path):
+    """A run folder may be somebody else's: its config.yaml must not read this machine's environment."""
+    monkeypatch.setenv("MTH_SECRET", "hunter2")
+    plain = to_plain(Config()) | {"tracker": {"name": "none", "uri": text, "experiment": text}}
+    config = from_plain(plain)
+    assert (config.tracker.uri, config.tracker.experiment) == (text, text)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert RunFolder(tmp_path).config().tracker.uri == text
+    settings = {"kind": "slurm", "setup": [text]}
+    assert literal(launcher_settings(literal(settings)), mark="")["setup"] == [text]

@@ -45,7 +45,7 @@ def test_the_page_is_made_from_the_fields():
 
 
 @pytest.mark.parametrize(
-    "command", ["mth", "mth.train", "mth.evaluate", "mth.pretrain", "mth.export", "mth.report", "mth.serve", "mth.grid"]
+    "command", ["mth", "mth.train", "mth.evaluate", "mth.pretrain", "mth.export", "mth.report", "mth.samples", "mth.serve", "mth.grid"]
 )
 def test_every_command_answers_help_without_loading_anything_heavy(command, tmp_path):
     code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry:\n    runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\nexcept SystemExit:\n    pass\n"

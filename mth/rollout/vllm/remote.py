@@ -1,9 +1,8 @@
-"""vLLM in another process, on this machine or another: the calls of `Core` over HTTP. Tensors travel as safetensors, never as pickle.
+"""vLLM in another process, on this machine or another: the calls of `Core` over HTTP, as the run makes them. mth.rollout.vllm.server answers.
 
-One request is one call: POST /<method>. The body is a safetensors file. Its metadata holds the other arguments as JSON. The answer is JSON.
+Tensors travel as safetensors, never as pickle. One request is one call: POST /<method>. The body is a safetensors file. Its metadata holds the other arguments as JSON. The answer is JSON.
 """
 
-import hmac
 import json
 import os
 import secrets
@@ -11,20 +10,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from mth.foundations.errors import EngineError, UserError, first_line
-from mth.rollout.vllm.core import Core, EngineSpec
+from mth.foundations.errors import EngineError
+from mth.foundations.secrets import TOKEN_VARIABLE
+from mth.rollout.vllm.core import EngineSpec
 
-TOKEN_VARIABLE = "MTH_ENGINE_TOKEN"  # environment variable with a shared secret, needed unless the server listens on loopback
 TENSOR_CALLS = ("load_tensors", "set_indices")  # take named tensors
 VALUE_CALLS = ("count_matching", "write_values")  # take the ticket's values
 CALLS = ("open", *TENSOR_CALLS, *VALUE_CALLS, "generate")
+CONTENT_TYPE = "application/octet-stream"
 
 
 def encode_message(arguments: dict[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> bytes:
@@ -44,6 +43,13 @@ def decode_message(body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         raise ValueError(f"not a message of mth: {error}") from error
 
 
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes a redirection as an error: the weights and the token are for the address that was given."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
 class RemoteCore:
     """A Core that a server of `python -m mth.serve` runs. Raises EngineError if the server cannot be reached or fails.
 
@@ -52,7 +58,7 @@ class RemoteCore:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url, self.timeout_s = url.rstrip("/"), timeout_s
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect())  # ignores http_proxy
         self.run_id = secrets.token_hex(8)  # the server refuses calls from all but the run that opened it last
 
     def open(self, spec: EngineSpec) -> None:
@@ -89,7 +95,7 @@ class RemoteCore:
         """Send one call and return its result."""
         body = encode_message({**arguments, "run": self.run_id}, tensors)
         request = urllib.request.Request(f"{self.url}/{name}", body, method="POST")
-        request.add_header("Content-Type", "application/octet-stream")
+        request.add_header("Content-Type", CONTENT_TYPE)
         if os.environ.get(TOKEN_VARIABLE):
             request.add_header("Authorization", f"Bearer {os.environ[TOKEN_VARIABLE]}")
         try:
@@ -108,78 +114,3 @@ class RemoteCore:
             raise EngineError(
                 f"rollout.url={self.url}: the engine does not answer ({reason}); start it with python -m mth.serve, then continue the run"
             ) from error
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers calls, one at a time. `build_server` sets `core` and `token`.
-
-    owner: id of the run that opened the engine last. Only this run may call it.
-    """
-
-    core: Core
-    token: str | None = None
-    owner: str | None = None
-    timeout = 600  # seconds that a connection may stay silent
-
-    def do_POST(self) -> None:
-        """Run the call that the path names."""
-        name = self.path.strip("/")
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if self.token is not None and not hmac.compare_digest(token.encode(), self.token.encode()):
-            return self.send_json(403, {"error": f"wrong or missing token: set {TOKEN_VARIABLE} to the server's"})
-        if name not in CALLS:
-            return self.send_json(404, {"error": f"unknown call {name}"})
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        try:
-            arguments, tensors = decode_message(body)
-            del body
-            return self.send_json(200, {"result": self.dispatch(name, arguments, tensors)})
-        except UserError as error:
-            return self.send_json(409, {"error": str(error)})
-        except Exception as error:  # of the engine: the trainer gets it and stops, the server goes on
-            return self.send_json(500, {"error": f"{type(error).__name__}: {first_line(error)}"})
-
-    def dispatch(self, name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
-        """Run a call on the core and return its result. Raises UserError if another run has opened the engine since."""
-        kind = type(self)
-        if name == "open":
-            spec = EngineSpec(**arguments["spec"])
-            self.core.open(spec)
-            kind.owner = arguments["run"]
-            print(f"serving {spec.model_config.get('model_type')} in {spec.dtype}", flush=True)
-            return None
-        if arguments["run"] != kind.owner:
-            raise UserError("another run has opened this engine since; give every run its own server, or continue this one later")
-        if name in TENSOR_CALLS:
-            return getattr(self.core, name)(tensors)
-        if name in VALUE_CALLS:
-            return getattr(self.core, name)(tensors["values"])
-        return self.core.generate(arguments["prompts"], arguments["options"], arguments["seeds"])
-
-    def send_json(self, status: int, data: dict[str, Any]) -> None:
-        """Send a response."""
-        body = json.dumps(data).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: the trainer reports what matters."""
-
-
-def build_server(core: Core, host: str, port: int, token: str | None) -> HTTPServer:
-    """Bind a server to host:port (port 0: a free one), without starting it.
-
-    Raises UserError if the address is taken, or if other machines can reach it and there is no token.
-    """
-    if host not in ("127.0.0.1", "localhost", "::1") and not token:
-        raise UserError(
-            f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret, here and where the run starts"
-        )
-    handler = type("BoundHandler", (Handler,), {"core": core, "token": token or None})
-    try:
-        return HTTPServer((host, port), handler)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another --port") from error
