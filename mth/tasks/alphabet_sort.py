@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from mth.config.schema import TaskConfig
-from mth.foundations.errors import UserError
+from mth.foundations.errors import UserError, require
 from mth.foundations.paths import ASSETS
 from mth.tasks.base import EVAL_ROWS, Episode, Task, hold_out
 from mth.tasks.data import read_rows
@@ -170,6 +171,14 @@ def embedded_rows(count: int, shape: Shape, seed: int = 20240101) -> list[list[s
     return [random_row(rng, shape.max_turns * shape.max_names) for _ in range(count)]
 
 
+def names_of(row: dict[str, Any], index: int, path: str) -> list[str]:
+    """The names of a row. Raises UserError, naming file and row, if the column does not hold a list of texts."""
+    names = row["names"] or []
+    good = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    require(good, f"task.path={path}: row {index}: column names must hold a list of 'First Last' strings")
+    return list(names)
+
+
 def build(config: TaskConfig) -> Task:
     """Build the task from generated rows, or from rows with a column `names`.
 
@@ -182,9 +191,7 @@ def build(config: TaskConfig) -> Task:
         rows = embedded_rows(config.train_rows + (EVAL_ROWS if config.holdout else 0), shape)
         count = EVAL_ROWS
     else:
-        rows = [row["names"] or [] for row in read_rows(config.path, "train", ("names",))[0]]
+        rows = [names_of(row, index, config.path) for index, row in enumerate(read_rows(config.path, "train", ("names",))[0])]
         count = None
-        if any(isinstance(row, str) for row in rows):
-            raise UserError(f"task.path={config.path}: column names must hold lists of 'First Last' strings")
     train, held = hold_out(list(build_episodes(rows, shape, config.data_seed)), config, count)
     return Task("alphabet_sort", train, held, score)

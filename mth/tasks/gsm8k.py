@@ -10,6 +10,7 @@ from mth.foundations.errors import require
 from mth.tasks.base import Episode, Task, hold_out
 from mth.tasks.boxed import SYSTEM, boxed_task
 from mth.tasks.data import read_rows
+from mth.tasks.files import text, text_of
 
 SOURCE = "openai/gsm8k"
 COLUMNS = ("question", "answer")
@@ -22,7 +23,7 @@ def gsm8k_episodes(rows: Iterable[dict[str, Any]], prompt: Prompt, path: str = S
     """
     episodes = []
     for index, row in enumerate(rows):
-        question, (_, found, gold) = text(row["question"]), text(row["answer"]).rpartition("####")
+        question, (_, found, gold) = text_of(row, "question", index, path), text_of(row, "answer", index, path).rpartition("####")
         require(bool(question), f"task.path={path}: row {index} has no question; remove the row")
         require(bool(found), f"task.path={path}: row {index}: the answer has no '#### ' line; remove the row")
         require(bool(gold.strip()), f"task.path={path}: row {index} has no gold answer behind '####'; remove the row")
@@ -37,11 +38,6 @@ def solutions(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
         steps, _, gold = re.sub(r"<<.*?>>", "", text(row["answer"])).rpartition("####")
         found[f"row{index}"] = f"{steps.strip()}\n\\boxed{{{gold.strip().replace(',', '')}}}"
     return found
-
-
-def text(cell: Any) -> str:
-    """A cell as text; a missing one, and one of blanks, is empty."""
-    return "" if cell is None or not str(cell).strip() else str(cell)
 
 
 def build(config: TaskConfig) -> Task:

@@ -11,7 +11,7 @@ from mth.tasks.base import Episode, Task, hold_out
 from mth.tasks.boxed import SYSTEM, boxed_task
 from mth.tasks.data import read_rows
 from mth.tasks.extraction import BOXED, FBOX, last_boxed
-from mth.tasks.gsm8k import text
+from mth.tasks.files import text, text_of
 
 SOURCE = "EleutherAI/hendrycks_math"
 
@@ -24,9 +24,9 @@ def math_episodes(rows: Sequence[dict[str, Any]], prompt: Prompt, path: str = SO
     """
     episodes = []
     for index, row in enumerate(rows):
-        problem = text(row["problem"])
+        problem = text_of(row, "problem", index, path)
         require(bool(problem), f"task.path={path}: row {index} has no problem; remove the row")
-        gold = text(row.get("answer")) or last_boxed(text(row.get("solution")), (BOXED, FBOX)) or ""
+        gold = text_of(row, "answer", index, path) or last_boxed(text_of(row, "solution", index, path), (BOXED, FBOX)) or ""
         if gold.strip():
             episodes.append(Episode(f"row{index}", (problem,), (gold.strip(),), SYSTEM[prompt]))
     require(bool(episodes), f"task.path={path}: no row has a gold answer, in answer or boxed in solution")
