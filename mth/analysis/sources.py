@@ -25,7 +25,7 @@ from mth.runs.summary import Summary
 
 LOCK_TIMEOUT_S = 10.0  # for an sqlite store that another process has locked
 REASON_LENGTH = 160  # most characters of an error's message in a line about a run
-SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "report", "mlartifacts"}
+SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "samples", "report", "mlartifacts"}
 
 
 def read_sources(sources: Sequence[str], uri: str | None) -> Collection:

@@ -29,6 +29,7 @@ from mth.config.choices import (
 from mth.config.eval_schema import OF_A_TASK, EvalConfig, EvalOverride
 from mth.config.fields import check_ranges, key, reset_idle, section
 from mth.config.learning_rates import RATES, table_lr
+from mth.config.samples_schema import SamplesConfig
 from mth.foundations.paths import one_spelling
 
 
@@ -75,6 +76,7 @@ class TaskConfig:
     every_grader: bool = key(False, "report math_verify too where it is not the reward", later=True)
     prompt: Prompt = key(Prompt.paper, "system prompt of gsm8k and math")
     prompt_format: PromptFormat = key(PromptFormat.chat, "chat: with the chat template; raw: as plain text, for base models", later=True)
+    max_prompt_tokens: int | None = key(None, "leave out episodes whose prompts have more tokens; null: none", later=True, least=1)
     shots: int = key(0, "worked examples before every prompt, the same ones for all", later=True, least=0)
     stop: str = key("", "text that ends a reply, beside the model's own end; empty: none", later=True)
 
@@ -258,6 +260,7 @@ class Config:
     spectrum: SpectrumConfig = section(SpectrumConfig)
     collapse: CollapseConfig = section(CollapseConfig)
     checkpoints: CheckpointConfig = section(CheckpointConfig, place=True)
+    samples: SamplesConfig = section(SamplesConfig, place=True)
     tracker: TrackerConfig = section(TrackerConfig, place=True)
     run_dir: str | None = key(None, "folder of the run or grid; null: multirun/<date>/<time>", place=True)
     resume: bool = key(False, "continue the newest unfinished run of this configuration, or fail", place=True)

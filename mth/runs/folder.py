@@ -18,7 +18,7 @@ DONE = ("finished", "collapsed")
 class RunFolder:
     """The files of a run.
 
-    config.yaml: the configuration. run.json: who runs it, where, with which code. journal.jsonl: every metric of every step.
+    samples/: what the model wrote, see `mth.runs.samples`. config.yaml: the configuration. run.json: who runs it, where, with which code. journal.jsonl: every metric of every step.
     summary.json: how it ended. beginning.json: the shorter run that it extends. mlflow.json: its run in MLflow.
     """
 
@@ -60,6 +60,10 @@ class RunFolder:
     @property
     def gradients(self) -> Path:
         return self.path / "spectrum"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     @property
     def exists(self) -> bool:

@@ -1,6 +1,7 @@
 """The journal: every metric of every step, on disk before anything else hears of it. A run resumes from it."""
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -26,17 +27,27 @@ class Entry:
 
 
 def read_journal(run_dir: Path) -> list[Entry]:
-    """All whole lines of a run's journal; a last line that a kill cut short is ignored."""
+    """All readable lines of a run's journal. What is damaged is left out; `damaged_lines` names it."""
+    return _read_lines(run_dir)[0]
+
+
+def damaged_lines(run_dir: Path) -> dict[int, bytes]:
+    """Number and bytes of the lines that are no entry, but for a last one that a kill cut short."""
+    return _read_lines(run_dir)[1]
+
+
+def _read_lines(run_dir: Path) -> tuple[list[Entry], dict[int, bytes]]:
     path = RunFolder(run_dir).journal_file
-    entries = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                data = from_json(line)
-            except ValueError:
-                break
-            entries.append(Entry(data["step"], data["time"], data["metrics"], data.get("rewards", {})))
-    return entries
+    entries, damaged = [], {}
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            data = from_json(line.decode())
+            entries.append(Entry(int(data["step"]), int(data["time"]), dict(data["metrics"]), dict(data.get("rewards") or {})))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if number < len(lines):  # what follows the last line break was never finished
+                damaged[number] = line
+    return entries, damaged
 
 
 def write_journal(run_dir: Path, entries: Iterable[Entry]) -> None:
@@ -53,15 +64,32 @@ def without_evaluation(entry: Entry) -> Entry:
 class Journal:
     """Appends one line per step. On resume, lines beyond the checkpoint are cut off; their steps will be run, and written, again.
 
-    A repeated step keeps the time of its first writing, so that MLflow takes it for the same point.
+    A repeated step keeps the time of its first writing, so that MLflow takes it for the same point. Damaged lines are named and set aside in
+    `journal.damaged.jsonl`; the steps after them stay. Raises UserError if the journal ends before the checkpoint.
     """
 
     def __init__(self, run_dir: Path, last_step: int) -> None:
         self.path = RunFolder(run_dir).journal_file
-        known = read_journal(run_dir)
+        known, damaged = _read_lines(run_dir)
+        reached = max((entry.step for entry in known), default=-1)
+        if reached < last_step:
+            ends = f"ends at step {reached}" if reached >= 0 else "holds no step"
+            earlier = f"remove the checkpoints after step {reached} to go on from there, " if reached >= 0 else ""
+            raise UserError(
+                f"{self.path} {ends}, before the checkpoint of step {last_step}; put it back, {earlier}or give force=true to run anew"
+            )
+        if damaged:
+            self._set_aside(damaged)
         self.entries = [entry for entry in known if entry.step <= last_step]
         self.times = {entry.step: entry.time for entry in known}
         write_journal(run_dir, self.entries)
+
+    def _set_aside(self, damaged: dict[int, bytes]) -> None:
+        aside = self.path.with_name("journal.damaged.jsonl")
+        with open(aside, "ab") as file:
+            file.write(b"".join(line + b"\n" for line in damaged.values()))
+        lines = ", ".join(map(str, damaged))
+        print(f"warning: {self.path}: line {lines} cannot be read and was moved to {aside.name}; the steps after it stay", file=sys.stderr)
 
     def append(self, step: int, metrics: dict[str, float], rewards: dict[str, list[float]] | None = None) -> Entry:
         """Write one step to disk. Raises UserError if the disk is full."""

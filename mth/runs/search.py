@@ -13,6 +13,7 @@ from mth.foundations.files import copy_file, write_json
 from mth.runs.contents import known_contents
 from mth.runs.folder import DONE, RunFolder
 from mth.runs.journal import is_due, read_journal, without_evaluation, write_journal
+from mth.runs.samples import copy_samples
 
 # Compared as text before an identity is computed, which is slower.
 PREFILTER_KEYS = ("seed.train", "lr.value", "model.name", "task.name")
@@ -67,7 +68,7 @@ def _last_checkpoint(run_dir: Path) -> Path:
 
 
 def copy_beginning(source: Path, run_dir: Path, config: Config) -> None:
-    """Give a new run's folder the journal and the last checkpoint of a shorter run, so that it goes on where that one ended.
+    """Give a new run's folder the journal, the samples and the last checkpoint of a shorter run, so that it goes on where that one ended.
 
     config: of the new run. The shorter run evaluated its last step; that evaluation is copied only if the new run, too, evaluates this step:
     because it is due, or because a collapse ends the run there.
@@ -78,4 +79,5 @@ def copy_beginning(source: Path, run_dir: Path, config: Config) -> None:
     write_journal(run_dir, (entry if evaluated or entry.step < end.steps else without_evaluation(entry) for entry in read_journal(source)))
     known = {"steps": end.steps, "code": old.record().get("code"), "contents": known_contents(source)}
     write_json(new.beginning_file, {"run": str(source), **known})
+    copy_samples(old.samples, new.samples, end.steps, evaluated)
     copy_file(last, new.checkpoints / last.name)  # this makes the folder one to be continued, so it comes last

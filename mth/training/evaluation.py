@@ -5,30 +5,35 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from mth.config.schema import Config
 from mth.config.stored import to_plain
+from mth.foundations.errors import UserError
 from mth.foundations.files import read_json, write_json
 from mth.foundations.statistics import mean, standard_error
 from mth.rollout.player import Player, Rollout, score_means
 from mth.runs.contents import contents
 from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, TRUNCATED, eval_metric, with_error
+from mth.runs.samples import Sample, pack, read_samples, write_samples
 from mth.tasks import choose_eval
 from mth.tasks.base import Task, is_right
+from mth.training.samples import eval_samples
 
 MOST_TRUNCATED = 0.05  # share of cut replies above which the base model's evaluation warns
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: by name. rewards: task -> the mean reward of each of its prompts, in the order of `choose_eval`."""
+    """metrics: by name. rewards: task -> the mean reward of each of its prompts, in the order of `choose_eval`. samples: to be kept."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     rewards: dict[str, list[float]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list, compare=False, repr=False)
 
 
 def means_of(values: Sequence[float], size: int) -> list[float]:
@@ -55,8 +60,11 @@ def summarize(rollouts: Sequence[Rollout], prefix: str, replies: int = 1) -> dic
     }
 
 
-def evaluate(player: Player, tasks: dict[str, Task], config: Config) -> Evaluation:
-    """`eval.replies` sampled replies to each evaluation episode of every task. The seed does not contain the step, so every evaluation draws the same noise."""
+def evaluate(player: Player, tasks: dict[str, Task], config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> Evaluation:
+    """`eval.replies` sampled replies to each evaluation episode of every task. The seed does not contain the step, so every evaluation draws the same noise.
+
+    tokenizer: makes text of the samples that are kept; None: none are.
+    """
     result = Evaluation()
     for name, task in tasks.items():
         own = config.eval.of(name)
@@ -72,6 +80,8 @@ def evaluate(player: Player, tasks: dict[str, Task], config: Config) -> Evaluati
         )
         result.metrics.update(summarize(rollouts, f"eval/{name}", replies))
         result.rewards[name] = means_of([rollout.reward for rollout in rollouts], replies)
+        if tokenizer is not None:
+            result.samples.extend(eval_samples(tokenizer, name, rollouts, replies, config.samples.eval))
     return result
 
 
@@ -100,29 +110,43 @@ def base_key(config: Config) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def evaluate_base(player: Player, tasks: dict[str, Task], config: Config, grid: Path | None) -> Evaluation:
-    """The evaluation of the base model, at step 0. Warns if many replies were cut off.
+def evaluate_base(
+    player: Player, tasks: dict[str, Task], config: Config, grid: Path | None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Evaluation:
+    """The evaluation of the base model, at step 0. Warns if many replies were cut off. tokenizer: see `evaluate`.
 
-    In a grid the first cell stores them in `grid`/base/. Cells with the same model, tasks and seeds read them; cells that start at the same
-    time wait for the first.
+    In a grid the first cell stores it in `grid`/base/, samples included. Cells with the same model, tasks and seeds read it; cells that start
+    at the same time wait for the first.
     """
-    evaluation = _shared(player, tasks, config, grid) if grid is not None else evaluate(player, tasks, config)
+    evaluation = evaluate(player, tasks, config, tokenizer) if grid is None else _shared(player, tasks, config, grid, tokenizer)
     warn_of_cut_replies(evaluation.metrics, config)
     return evaluation
 
 
-def _shared(player: Player, tasks: dict[str, Task], config: Config, grid: Path) -> Evaluation:
+def _shared(player: Player, tasks: dict[str, Task], config: Config, grid: Path, tokenizer: PreTrainedTokenizerBase | None) -> Evaluation:
     stored = grid / "base" / f"{base_key(config)}.json"
     stored.parent.mkdir(parents=True, exist_ok=True)
     with open(stored.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # a file system without locks: every cell evaluates for itself
-            return evaluate(player, tasks, config)
+            return evaluate(player, tasks, config, tokenizer)
         known = read_json(stored)
         if known:
             tqdm.write(f"base model: evaluation read from {stored}")
-            return Evaluation(known["metrics"], known["rewards"])
-        evaluation = evaluate(player, tasks, config)
-        write_json(stored, asdict(evaluation))
+            return Evaluation(known["metrics"], known["rewards"], _base_samples(stored.with_suffix(".parquet")))
+        evaluation = evaluate(player, tasks, config, tokenizer)
+        fault = write_samples(stored.with_suffix(".parquet"), pack(evaluation.samples)) if evaluation.samples else None
+        if fault is not None:
+            tqdm.write(f"warning: {fault}; other cells have no samples of the base model")
+        write_json(stored, {"metrics": evaluation.metrics, "rewards": evaluation.rewards})
         return evaluation
+
+
+def _base_samples(path: Path) -> list[Sample]:
+    """The samples of a shared evaluation; none, with a warning, if the cell that made it kept none or if they are damaged."""
+    try:
+        return read_samples(path) if path.is_file() else []
+    except UserError as error:
+        tqdm.write(f"warning: {error}")
+        return []

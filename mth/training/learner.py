@@ -8,6 +8,7 @@ from tqdm import tqdm
 from mth.config.choices import Collect
 from mth.runs.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
 from mth.runs.folder import RunFolder
+from mth.runs.samples import SampleStore
 from mth.tasks import check_rows
 from mth.tickets.optimizer import build_optimizer
 from mth.tickets.route import choose_sampled
@@ -52,6 +53,7 @@ class Learner:
         self.attention_cost = attention_cost(parts.policy.model)
         self.progress = Progress(engine_values=ticket.values.detach().clone() if config.algorithm.lag else None)
         self._restore()
+        self.samples = SampleStore(folder.samples, config.samples, self.progress.step)
         self.collector = None
         if config.spectrum.mode is not Collect.none:
             self.collector = Collector(folder.path, config, ticket, self.progress.step)

@@ -37,7 +37,7 @@ def train(
         run.announce()
         with recording(run, root, grid) as recorder:
             if run.progress.step < 0:
-                recorder.log(0, {}, timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid)))
+                recorder.log(0, {}, timed(lambda: evaluate_base(parts.player, parts.eval_tasks, config, grid, parts.policy.tokenizer)))
             if run.progress.unlogged is not None:  # stopped between a step and its evaluation
                 recorder.log(run.progress.step, run.progress.unlogged, evaluate_trained(run))
             recorder.look_back()
@@ -63,6 +63,7 @@ def train(
 def evaluate_trained(run: Learner) -> Evaluation:
     """Evaluate the newest values. The metrics hold the peak memory until then."""
     run.sync()
-    evaluation = timed(lambda: evaluate(run.parts.player, run.parts.eval_tasks, run.parts.config))
-    evaluation.metrics[PEAK_MEMORY] = float(peak_memory(run.parts.policy.model.device))
+    parts = run.parts
+    evaluation = timed(lambda: evaluate(parts.player, parts.eval_tasks, parts.config, parts.policy.tokenizer))
+    evaluation.metrics[PEAK_MEMORY] = float(peak_memory(parts.policy.model.device))
     return evaluation

@@ -11,6 +11,7 @@ from mth.foundations.errors import EngineError, first_line
 from mth.runs.journal import Journal
 from mth.runs.metrics import ENTROPY, REWARD
 from mth.runs.mlflow import MLFLOW_STATUS, Tracker, run_tags
+from mth.runs.samples import EVAL
 from mth.runs.summary import Summary, summarize
 from mth.training.collapse import collapse_reason
 from mth.training.evaluation import Evaluation
@@ -28,8 +29,9 @@ class Recorder:
         self.summary = Summary()
 
     def log(self, step: int, metrics: dict[str, float], evaluation: Evaluation | None = None) -> None:
-        """Write a step's metrics and its evaluation, if it has one; from then on the step is done."""
+        """Write a step's metrics and its evaluation, if it has one, samples first; from then on the step is done."""
         evaluation = evaluation or Evaluation()
+        self.run.samples.add(step, EVAL, evaluation.samples)
         self.tracker.log(step, metrics | evaluation.metrics, evaluation.rewards)
         self.run.progress.step, self.run.progress.unlogged = step, None
 

@@ -5,11 +5,13 @@ from functools import partial
 import torch
 
 from mth.config.schema import Config
+from mth.runs.samples import TRAIN
 from mth.training.advantages import group_advantages, no_signal
 from mth.training.batches import collate
 from mth.training.learner import Learner
 from mth.training.metrics import Clock, peak_memory, rollout_metrics
 from mth.training.prompts import prompts
+from mth.training.samples import train_samples
 from mth.training.update import update
 
 
@@ -40,6 +42,9 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
     clock.lap("update")
     metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()} | ({"sync/bytes": float(sent)} if sent else {})
     metrics |= {"tokens_per_second": tokens / sum(clock.laps.values()), "peak_memory_bytes": float(peak_memory(device))}
+    run.samples.add(
+        step, TRAIN, train_samples(parts.policy.tokenizer, parts.task.name, rollouts, rewards, advantages, config.samples.train)
+    )
     progress.step, progress.unlogged = step, metrics
     return metrics
 

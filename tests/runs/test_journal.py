@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from mth.foundations.errors import UserError
 from mth.runs.checkpoint import checkpoint_path
 from mth.runs.folder import RunFolder
-from mth.runs.journal import Entry, Journal, is_due, read_journal, without_evaluation
+from mth.runs.journal import Entry, Journal, damaged_lines, is_due, read_journal, without_evaluation
 from mth.runs.search import copy_beginning
 from tests.conftest import claim, make_config
 
@@ -34,11 +35,45 @@ def test_a_journal_of_an_earlier_version_with_bare_nan_is_read(tmp_path):
     assert (entry.step, entry.time, entry.metrics["grad_norm"], entry.rewards) == (1, 5, math.inf, {})
 
 
-def test_lines_behind_a_damaged_one_do_not_count(tmp_path):
-    """A journal without a step in the middle would continue with wrong means."""
-    lines = [f'{{"step": {step}, "time": 0, "metrics": {{}}}}' for step in range(4)]
-    (tmp_path / "journal.jsonl").write_text("\n".join([*lines[:2], lines[2][:9], lines[3]]) + "\n")
-    assert [entry.step for entry in read_journal(tmp_path)] == [0, 1]
+DAMAGE = {
+    "cut": b'{"step": 2, "ti',
+    "no JSON": b"garbage",
+    "no UTF-8": b'{"step": 2, "time": 0, "metrics": {"\xff": 1}}',
+    "no object": b"[2]",
+    "no number": b'{"step": "two", "time": 0, "metrics": {}}',
+    "no metrics": b'{"step": 2, "time": 0}',
+    "a list of metrics": b'{"step": 2, "time": 0, "metrics": 5}',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_named_and_set_aside_and_the_steps_after_it_stay(tmp_path, damage, capsys):
+    lines = [f'{{"step": {step}, "time": {step}, "metrics": {{}}}}'.encode() for step in range(5)]
+    lines[2] = DAMAGE[damage]
+    (tmp_path / "journal.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert [entry.step for entry in read_journal(tmp_path)] == [0, 1, 3, 4]
+    assert damaged_lines(tmp_path) == {3: DAMAGE[damage]}
+    journal = Journal(tmp_path, 3)
+    assert "journal.jsonl: line 3 cannot be read and was moved to journal.damaged.jsonl" in capsys.readouterr().err
+    assert (tmp_path / "journal.damaged.jsonl").read_bytes() == DAMAGE[damage] + b"\n"
+    journal.append(4, {})
+    assert [entry.step for entry in read_journal(tmp_path)] == [0, 1, 3, 4]
+    assert damaged_lines(tmp_path) == {}
+
+
+def test_a_journal_that_ends_before_the_checkpoint_is_refused_and_kept(tmp_path):
+    text = "".join(f'{{"step": {step}, "time": 0, "metrics": {{}}}}\n' for step in range(3))
+    (tmp_path / "journal.jsonl").write_text(text)
+    with pytest.raises(
+        UserError, match=r"ends at step 2, before the checkpoint of step 4; put it back, remove the checkpoints after step 2"
+    ):
+        Journal(tmp_path, 4)
+    assert (tmp_path / "journal.jsonl").read_text() == text
+    (tmp_path / "journal.jsonl").unlink()
+    with pytest.raises(UserError, match=r"holds no step, before the checkpoint of step 4; put it back, or give force=true"):
+        Journal(tmp_path, 4)
+    assert not (tmp_path / "journal.jsonl").exists()
 
 
 def test_a_repeated_step_keeps_the_time_of_its_first_writing(tmp_path):
