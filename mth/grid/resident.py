@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mth.config.schema import Config
 from mth.runs.folder import RunFolder
 
 HARMLESS = frozenset({"jemalloc_bg_thd"})  # threads of libraries that prepare themselves for a fork
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}  # loading a tokenizer, and importing numpy, then start no threads
 NEVER_STARTED = 255  # exit status of a cell whose resident ended before it forked; no cell ends with it
 LOST = -signal.SIGKILL  # exit status of a cell whose resident is gone; who ends both is the system, out of memory
 POLL_S = 0.1
@@ -76,7 +77,7 @@ class Resident:
         with open(log, "ab") as output, theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "mth.grid.resident", str(theirs.fileno())],
-                env=env,
+                env=env | QUIET,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -91,8 +92,9 @@ class Resident:
         """Ask for a cell. Returns at once, before the cell has started."""
         fork = Fork(self)
         self.forks.append(fork)
+        theirs = {key: os.environ[key] for key in QUIET if key in os.environ}  # the user's own
         try:
-            self.connection.send((len(self.forks) - 1, job))
+            self.connection.send((len(self.forks) - 1, replace(job, variables=theirs | job.variables)))
         except OSError:
             self.gone = True
         return fork
@@ -174,6 +176,8 @@ def refuse_threads() -> None:
 def become(job: Job) -> None:
     """Turn this fork into the process of its cell: session, environment, output."""
     os.setsid()
+    for key in QUIET:
+        os.environ.pop(key)
     os.environ.update(job.variables)
     log = os.open(RunFolder(job.run_dir).log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -184,9 +188,7 @@ def become(job: Job) -> None:
 def main(descriptor: int) -> None:
     import tqdm
 
-    quiet = {"TOKENIZERS_PARALLELISM": "false"}  # loading a tokenizer then starts no threads
-    os.environ |= quiet
-    monitor, tqdm.tqdm.monitor_interval = tqdm.tqdm.monitor_interval, 0  # nor does a progress bar
+    monitor, tqdm.tqdm.monitor_interval = tqdm.tqdm.monitor_interval, 0  # a progress bar then starts no thread either
     import torch
 
     threads = torch.get_num_threads()
@@ -195,8 +197,6 @@ def main(descriptor: int) -> None:
     if job is None:
         return
     become(job)
-    for key in quiet:
-        os.environ.pop(key)
     tqdm.tqdm.monitor_interval = monitor
     torch.set_num_threads(threads)
     from mth.grid.worker import run_cell
