@@ -18,7 +18,7 @@ from mth.config.stored import from_plain
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.provenance import commit_name
 from mth.runs.folder import RunFolder
-from mth.runs.journal import Entry, read_journal
+from mth.runs.journal import Entry, damaged_lines, read_journal
 from mth.runs.lock import is_locked
 from mth.runs.mlflow import default_uri, mlflow_client
 from mth.runs.summary import Summary
@@ -84,6 +84,8 @@ def read_run(path: Path, root: Path) -> Run:
     changed = folder.journal_file.stat().st_mtime if folder.journal_file.is_file() else 0.0
     entries = read_journal(path)
     _check_numbers(entries, folder.journal_file.name)
+    if damaged := damaged_lines(path):
+        raise ValueError(f"{folder.journal_file.name}: line {', '.join(map(str, damaged))} is damaged")
     commit = commit_name(folder.record().get("code") or {})
     return Run(name, config, identity(config), status, summary.reason or "", commit, summary, entries, path, changed)
 

@@ -15,7 +15,7 @@ from mth.config.cells import cells_of
 from mth.foundations.paths import TINY_MODEL
 from mth.grid import launch, local
 from mth.grid.record import read_events, read_grid
-from mth.grid.resident import Fork, refuse_threads
+from mth.grid.resident import QUIET, Fork, refuse_threads
 from mth.grid.state import cell_states
 from mth.runs.folder import RunFolder
 from mth.runs.journal import read_journal
@@ -135,7 +135,7 @@ def test_cells_with_vllm_and_grids_of_one_cell_have_no_resident(grid, monkeypatc
 
 def test_a_process_with_threads_is_not_forked():
     fresh = [sys.executable, "-c", "from mth.grid.resident import refuse_threads; refuse_threads()"]
-    assert subprocess.run(fresh, cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run(fresh, cwd=Path(__file__).parents[2], env=os.environ | QUIET).returncode == 0
     waiting = threading.Event()
     thread = threading.Thread(target=waiting.wait)
     thread.start()
