@@ -102,10 +102,10 @@ def main(arguments: list[str]) -> None:
         print(to_json(result.metrics, indent=1))
         return
     print(f"{'task':16}{'prompts':>8}{'pass@1':>16}{'reward':>16}{'tokens':>8}{'cut off':>9}")
-    for task, rewards in result.rewards.items():
+    for task in result.rewards:
         values = {key.split("/")[2]: value for key, value in result.metrics.items() if key.startswith(f"eval/{task}/")}
         measured = "".join(f"{plus_minus(values[key], values.get(f'{key}_error')):>16}" for key in ("pass_at_1", "reward"))
-        print(f"{task:16}{len(rewards):8}{measured}{values['completion_tokens']:8.1f}{values['truncated_share']:9.3f}")
+        print(f"{task:16}{values['prompts']:8.0f}{measured}{values['completion_tokens']:8.1f}{values['truncated_share']:9.3f}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from mth.analysis.aggregate import describe, last_value, mean_curve
 from mth.analysis.collection import Run
 from mth.foundations.statistics import standard_error
 from mth.runs.journal import Entry
-from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, eval_metric, with_error
-from mth.tasks.base import is_right
+from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, PROMPTS, eval_metric, of_prompts, with_error
 
 UNKNOWN = float("nan")
 
@@ -18,11 +17,11 @@ UNKNOWN = float("nan")
 def outcomes(run: Run, metric: str, index: int = -1) -> np.ndarray | None:
     """A metric of each prompt of a run's first (0) or last (-1) evaluation; None if the run did not keep it, or if it is no mean over prompts."""
     _, task, key = metric.split("/", 2)
-    kept = [entry.rewards[task] for entry in run.entries if entry.rewards.get(task)]
+    kept = [entry for entry in run.entries if entry.rewards.get(task)]
     if not kept or key not in (PASS_AT_1, EVAL_REWARD):
         return None
-    rewards = np.array(kept[index])
-    return np.array([is_right(reward) for reward in rewards], dtype=float) if key == PASS_AT_1 else rewards
+    chosen = kept[index]
+    return np.array(of_prompts(chosen.rewards[task], chosen.metrics.get(eval_metric(task, PROMPTS)))[key])
 
 
 def results(runs: Sequence[Run], metric: str) -> dict[str, float]:
@@ -45,7 +44,7 @@ def entry_error(run: Run, entry: Entry, metric: str) -> float:
     _, task, key = metric.split("/", 2)
     if (logged := entry.metrics.get(with_error(metric))) is not None:
         return logged
-    prompts, share = entry.metrics.get(eval_metric(task, "prompts")) or run.config.eval.of(task).samples or 0, entry.metrics[metric]
+    prompts, share = entry.metrics.get(eval_metric(task, PROMPTS)) or run.config.eval.of(task).samples or 0, entry.metrics[metric]
     return float(np.sqrt(share * (1 - share) / (prompts - 1))) if key == PASS_AT_1 and prompts > 1 else UNKNOWN
 
 

@@ -17,7 +17,7 @@ from mth.runs.metrics import EVALUATION_SECONDS
 class Entry:
     """One line of the journal.
 
-    time: milliseconds since 1970. rewards: of an evaluation, task -> the reward of each prompt; MLflow does not get them.
+    time: milliseconds since 1970. rewards: of an evaluation, task -> the rewards of all replies, prompt by prompt; MLflow does not get them.
     """
 
     step: int

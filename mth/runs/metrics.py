@@ -1,5 +1,10 @@
 """Every metric that a run logs, and what it means. Collapse, grids and figures depend on these names."""
 
+from collections.abc import Sequence
+
+from mth.foundations.statistics import mean
+from mth.tasks.base import is_right
+
 REWARD = "reward/mean"
 ENTROPY = "entropy"
 LOSS = "loss"
@@ -9,6 +14,7 @@ EVALUATION_SECONDS = "seconds/evaluation"
 PHASES = ("rollout", "update", "sync", "evaluation")
 PASS_AT_1, EVAL_REWARD = "pass_at_1", "reward"  # MLflow refuses `@` in a name
 TRUNCATED = "truncated_share"
+PROMPTS = "prompts"
 
 # <task>, <score> and <phase> stand for a name.
 METRICS = {
@@ -65,3 +71,16 @@ def meaning(name: str) -> str | None:
     first, last = name.split("/")[0], name.split("/")[-1]
     forms = [f"{first}/<task>/{last}", f"{first}/<task>/<score>"] if name.count("/") == 2 else [f"{first}/<score>", f"{first}/<phase>"]
     return next((METRICS[form] for form in forms if form in METRICS), None)
+
+
+def of_prompts(rewards: Sequence[float], prompts: float | None) -> dict[str, list[float]]:
+    """Reward and pass@1 of each prompt from the rewards of all its replies, which are adjacent: their means.
+
+    prompts: how many there are; None in journals of versions that knew one reply to a prompt only.
+    """
+    size = len(rewards) // int(prompts) if prompts else 1
+    passes = [float(is_right(reward)) for reward in rewards]
+    found = {EVAL_REWARD: list(rewards), PASS_AT_1: passes}
+    if size <= 1:
+        return found
+    return {key: [mean(values[start : start + size]) for start in range(0, len(values), size)] for key, values in found.items()}

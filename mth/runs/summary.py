@@ -4,8 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mth.foundations.statistics import paired_error
-from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, PEAK_MEMORY, PHASES, eval_metric, with_error
-from mth.tasks.base import is_right
+from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, PEAK_MEMORY, PHASES, PROMPTS, eval_metric, of_prompts, with_error
 
 Results = dict[str, dict[str, float]]  # task -> pass_at_1 and reward, each with its standard error over prompts, as `pass_at_1_error`
 
@@ -68,9 +67,8 @@ def changes(entries: list[Any], tasks: list[str]) -> Results:
         return {}
     result: Results = {}
     for task in tasks:
-        before, after = (found[index].rewards.get(task, []) for index in (0, -1))
-        pairs = {EVAL_REWARD: (before, after), PASS_AT_1: ([float(is_right(r)) for r in before], [float(is_right(r)) for r in after])}
-        for key, (old, new) in pairs.items():
+        before, after = (of_prompts(found[i].rewards.get(task, []), found[i].metrics.get(eval_metric(task, PROMPTS))) for i in (0, -1))
+        for key, (old, new) in {key: (before[key], after[key]) for key in before}.items():
             name = eval_metric(task, key)
             result.setdefault(task, {})[key] = found[-1].metrics[name] - found[0].metrics[name]
             if (error := paired_error(old, new)) is not None:

@@ -18,10 +18,10 @@ from mth.foundations.files import read_json, write_json
 from mth.foundations.statistics import mean, standard_error
 from mth.rollout.player import Player, Rollout, score_means
 from mth.runs.contents import contents
-from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, TRUNCATED, eval_metric, with_error
+from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, TRUNCATED, eval_metric, of_prompts, with_error
 from mth.runs.samples import Sample, pack, read_samples, write_samples
 from mth.tasks import choose_eval
-from mth.tasks.base import Task, is_right
+from mth.tasks.base import Task
 from mth.training.samples import eval_samples
 
 MOST_TRUNCATED = 0.05  # share of cut replies above which the base model's evaluation warns
@@ -29,16 +29,11 @@ MOST_TRUNCATED = 0.05  # share of cut replies above which the base model's evalu
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: by name. rewards: task -> the mean reward of each of its prompts, in the order of `choose_eval`. samples: to be kept."""
+    """metrics: by name. rewards: task -> the rewards of all replies, prompt by prompt in the order of `choose_eval`. samples: to be kept."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     rewards: dict[str, list[float]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list, compare=False, repr=False)
-
-
-def means_of(values: Sequence[float], size: int) -> list[float]:
-    """The mean of each `size` adjacent values."""
-    return list(values) if size == 1 else [mean(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def summarize(rollouts: Sequence[Rollout], prefix: str, replies: int = 1) -> dict[str, float]:
@@ -47,8 +42,8 @@ def summarize(rollouts: Sequence[Rollout], prefix: str, replies: int = 1) -> dic
     replies: to each prompt; the rollouts of a prompt are adjacent. pass_at_1 and reward come with their standard errors over prompts, if
     there are two prompts: the replies to one prompt count as one result, their mean.
     """
-    passes = means_of([float(is_right(rollout.reward)) for rollout in rollouts], replies)
-    rewards = means_of([rollout.reward for rollout in rollouts], replies)
+    found = of_prompts([rollout.reward for rollout in rollouts], len(rollouts) / replies)
+    passes, rewards = found[PASS_AT_1], found[EVAL_REWARD]
     errors = {with_error(key): standard_error(values) for key, values in ((PASS_AT_1, passes), (EVAL_REWARD, rewards))}
     return {
         f"{prefix}/{PASS_AT_1}": mean(passes),
@@ -79,7 +74,7 @@ def evaluate(player: Player, tasks: dict[str, Task], config: Config, tokenizer: 
             seed=("eval", config.seed.eval, name),
         )
         result.metrics.update(summarize(rollouts, f"eval/{name}", replies))
-        result.rewards[name] = means_of([rollout.reward for rollout in rollouts], replies)
+        result.rewards[name] = [rollout.reward for rollout in rollouts]
         if tokenizer is not None:
             result.samples.extend(eval_samples(tokenizer, name, rollouts, replies, config.samples.eval))
     return result

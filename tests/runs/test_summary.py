@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mth.runs.journal import Entry
-from mth.runs.summary import Summary, summarize
+from mth.runs.summary import Summary, changes, summarize
 from tests.conftest import make_config
 
 TICKET = SimpleNamespace(active_parameters=3, total_parameters=9, mask_sha256="abc")
@@ -59,3 +59,14 @@ def test_what_is_not_known_is_not_written_except_the_reason():
     assert Summary("failed").to_json().keys() >= {"status", "reason", "steps"}
     assert "ticket_bytes" not in Summary("failed").to_json()
     assert Summary.from_json({"status": "failed", "of another version": 1}) == Summary("failed")
+
+
+def test_changes_are_paired_over_prompts_not_over_replies():
+    """Two prompts with two replies each: 0 and 1 of two right before, 1 and 2 after. Each prompt gained 0.5, so nothing varies."""
+    metrics = {"eval/arithmetic/pass_at_1": 0.25, "eval/arithmetic/reward": 0.25, "eval/arithmetic/prompts": 2.0}
+    later = metrics | {"eval/arithmetic/pass_at_1": 0.75, "eval/arithmetic/reward": 0.75}
+    entries = [Entry(0, 0, metrics, {"arithmetic": [0, 0, 1, 0]}), Entry(1, 0, later, {"arithmetic": [1, 0, 1, 1]})]
+    found = changes(entries, ["arithmetic"])["arithmetic"]
+    assert (found["pass_at_1"], found["pass_at_1_error"], found["reward_error"]) == (0.5, 0.0, 0.0)
+    entries[1] = Entry(1, 0, later, {"arithmetic": [1, 1, 1, 0]})
+    assert changes(entries, ["arithmetic"])["arithmetic"]["pass_at_1_error"] == 0.5

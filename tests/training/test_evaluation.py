@@ -9,6 +9,7 @@ import pytest
 
 from mth.rollout import build_engine
 from mth.rollout.player import ChatRenderer, Player, Rollout, score_means
+from mth.runs.metrics import of_prompts
 from mth.tasks import load_tasks
 from mth.tickets.draw import model_parameters
 from mth.tickets.ticket import Ticket
@@ -90,7 +91,10 @@ def test_several_replies_to_a_prompt_are_one_result(config):
     """Two replies to each prompt, one right and one wrong: every prompt has 0.5, so nothing varies over prompts."""
     twice = replace(config, eval=replace(config.eval, replies=2, per_task={}))
     result = evaluate(FakePlayer(), load_tasks(twice)[1], twice)
-    assert result.rewards["arithmetic"] == [0.5] * 5
+    assert result.rewards["arithmetic"] == [0.0, 1.0] * 5
+    assert of_prompts(result.rewards["arithmetic"], 5) == {"reward": [0.5] * 5, "pass_at_1": [0.5] * 5}
+    assert of_prompts([0.5, 1.0, 0.5, 0.5], 2) == {"reward": [0.75, 0.5], "pass_at_1": [0.5, 0.0]}
+    assert of_prompts([0.5, 1.0], None) == {"reward": [0.5, 1.0], "pass_at_1": [0.0, 1.0]}
     assert result.metrics["eval/arithmetic/prompts"] == 5
     assert (result.metrics["eval/arithmetic/pass_at_1"], result.metrics["eval/arithmetic/pass_at_1_error"]) == (0.5, 0.0)
 
