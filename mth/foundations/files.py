@@ -1,11 +1,13 @@
-"""Atomic file writes: a file is either complete or absent."""
+"""Atomic file writes: a file is either complete or absent. Digests of files."""
 
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,15 @@ def _inside(convert: Callable[[Any], Any], data: Any) -> Any:
     if isinstance(data, dict):
         return {key: convert(value) for key, value in data.items()}
     return [convert(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def digest(file: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. A process reads the file again only if its size or time has changed."""
+    state = file.stat()
+    return _digest(str(file), state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

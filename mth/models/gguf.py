@@ -1,11 +1,9 @@
 """Reads GGUF files, the format of llama.cpp. A file is converted once into a plain Hugging Face folder, which is used from then on."""
 
-import hashlib
 import os
 import sys
 import tempfile
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mth.foundations.errors import UserError, first_line, require
+from mth.foundations.files import digest
 from mth.models.quiet import quiet_transformers
 from mth.models.save import save_model
 
@@ -36,19 +35,11 @@ def converted(source: str) -> str:
     if not is_gguf(source):
         return source
     file = Path(source)
-    state = file.stat()
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache_home / "mth" / "gguf" / _digest(str(file), state.st_size, state.st_mtime_ns)[:DIGITS] / file.stem
+    folder = cache_home / "mth" / "gguf" / digest(file)[:DIGITS] / file.stem
     if not folder.is_dir():
         convert(file, folder, "make room there, or set XDG_CACHE_HOME to another folder")
     return str(folder)
-
-
-@cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    """sha256 of a file's bytes. size, mtime_ns: as long as they stay, a process reads the file once."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert(file: Path, folder: Path, remedy: str = "make room there") -> None:

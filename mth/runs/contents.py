@@ -4,16 +4,14 @@ A configuration names data, weights and tokenizer; what lies under a name can ch
 read something else is refused, not silently taken for another one.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mth.config.choices import Init
 from mth.config.schema import Config
 from mth.foundations.errors import require
-from mth.foundations.files import read_json
+from mth.foundations.files import digest, read_json
 from mth.runs.folder import RunFolder
 
 Contents = dict[str, dict[str, str]]  # key of the configuration -> file name, or hub id -> digest or revision
@@ -88,14 +86,7 @@ def _data_files(path: Path) -> Sequence[str]:
 def _digests(path: Path, files: Sequence[str]) -> dict[str, str]:
     """sha256 of a file, or of those of a folder's files that exist."""
     paths = {path.name: path} if path.is_file() else {name: path / name for name in files}
-    return {name: _digest(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for name, file in paths.items() if file.is_file()}
-
-
-@cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    """sha256 of a file's bytes. size, mtime_ns: as long as they stay, a process reads the file once."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: digest(file) for name, file in paths.items() if file.is_file()}
 
 
 def _revision(source: str, key: str) -> dict[str, str]:
