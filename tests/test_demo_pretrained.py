@@ -15,7 +15,12 @@ def test_a_pretrained_model_is_fetched_trained_and_shown(tmp_path):
     make = ["make", "--no-print-directory", "-f", REPOSITORY / "Makefile", "-o", ".venv/.gguf", "demo-pretrained"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
     done = subprocess.run(
-        [*make, f"BIN={Path(sys.executable).parent}", f"ARGS={FEW}"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        [*make, f"BIN={Path(sys.executable).parent}", f"ARGS={FEW}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["smollm2-135m"], "something is left of the download"

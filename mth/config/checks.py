@@ -20,7 +20,9 @@ def check_rules(config: Any) -> None:
     for key, names in (("paths", c.eval.paths), ("per_task", c.eval.per_task)):
         for name in names:
             require(name in options("task"), f"eval.{key}.{name} is unknown; choose from {', '.join(options('task'))}")
-    require(c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer and mask=last_layer")
+    require(
+        c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer, middle_layer and last_layer"
+    )
     require(c.mask.magnitude is None or c.mask.family == "magnitude", "mask.magnitude belongs to mask=magnitude")
     require(
         not (c.optimizer.clip_norm is ClipNorm.dense and c.optimizer.weight_gradient is WeightGradient.sampled),

@@ -115,7 +115,7 @@ class MaskConfig:
     """Which entries are trained."""
 
     family: str = key("random", "how entries are chosen", group="mask")
-    budget: Budget | None = key(None, "first_layer and last_layer: entries as many as a random mask has, or the whole layer")
+    budget: Budget | None = key(None, "first_layer, middle_layer, last_layer: entries as many as a random mask has, or the whole layer")
     magnitude: Magnitude | None = key(None, "magnitude: the entries of largest or smallest absolute value")
     options: dict[str, Any] = key({}, "further options of the family, named by its file in mth/tickets/masks/", later=True)
 
