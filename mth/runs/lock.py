@@ -70,7 +70,8 @@ def lock_run(run_dir: Path, config: Config, patience_s: float = 0.0) -> Iterator
             checkpoint, warnings = latest_checkpoint(run_dir)
             if checkpoint is None:
                 raise UserError(
-                    f"run_dir={run_dir}: {warnings[0].removesuffix('; using the one before')}; no checkpoint is left to continue from"
+                    f"run_dir={run_dir}: {warnings[0].removesuffix('; using the one before')}; no checkpoint is left to continue from; put one back, or give "
+                    "force=true to run anew"
                 )
         folder.write_config(config)
         record = run_record(config, folder.record().get("starts", 0) + 1)

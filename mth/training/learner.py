@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from mth.config.choices import Collect
-from mth.runs.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
+from mth.runs.checkpoint import checkpoint_path, prune_checkpoints, restore_training, save_checkpoint, usable_checkpoint
 from mth.runs.folder import RunFolder
 from mth.runs.samples import SampleStore
 from mth.tasks import check_rows
@@ -84,7 +84,7 @@ class Learner:
         prune_checkpoints(self.folder.path, config.checkpoints.keep)
 
     def _restore(self) -> None:
-        checkpoint, warnings = latest_checkpoint(self.folder.path)
+        checkpoint, warnings = usable_checkpoint(self.folder.path)
         for line in warnings:
             tqdm.write(f"warning: {line}")
         if checkpoint is None:
