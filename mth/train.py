@@ -20,7 +20,7 @@ force=true starts anew.
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
 
 
 def run(config: "Config", run_dir: Path) -> None:
-    """Check, place and train one run. run_dir: given by the user, or a new folder."""
+    """Check, place and train one run. run_dir: given by the user, or a new and empty folder."""
     from mth.config.cells import Cell
     from mth.foundations.signals import listen
     from mth.grid.placement import place_run, runs_root
@@ -69,14 +69,8 @@ def run(config: "Config", run_dir: Path) -> None:
     from mth.runs.folder import RunFolder
 
     root = runs_root()
-    try:
-        preflight([Cell((), "", config, {})])
-        place = place_run(config, run_dir, root)
-    finally:
-        dated = [run_dir.parent] if run_dir.parent.parent == root else []
-        for empty in (run_dir, *dated):  # Hydra made them; the run makes its folder itself
-            with suppress(OSError):
-                empty.rmdir()
+    preflight([Cell((), "", config, {})])
+    place = place_run(config, run_dir, root)
     if not place.to_do:
         print(f"finished before, in {place.dir}; force=true runs it again")
         return report(RunFolder(place.dir).summary(), config, place.dir, root)
@@ -98,11 +92,17 @@ def main(cfg: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from mth.config.recipes import load_run
+    from mth.grid.placement import holds_time, new_folder
 
     config = load_run(cfg, list(HydraConfig.get().overrides.task))
     choice = HydraConfig.get().runtime.choices["hydra/launcher"]
     require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
-    run(config, Path(HydraConfig.get().runtime.output_dir))
+    for override in HydraConfig.get().overrides.hydra:
+        require(not override.startswith("hydra.run."), f"{override}: give the folder of a run with run_dir=")
+    assert config.run_dir is not None
+    given, config.run_dir = Path(config.run_dir).absolute(), None if holds_time(cfg) else config.run_dir
+    with new_folder(given) if config.run_dir is None else nullcontext(given) as run_dir:
+        run(config, run_dir)
 
 
 @one_line_errors

@@ -1,0 +1,50 @@
+"""Locks on files: held until the process ends, however it ends."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+from mth.foundations.errors import UserError
+
+POLL_S = 0.2
+
+
+def hold(path: Path, patience_s: float = 0.0) -> IO[str] | None:
+    """Lock a file, which is created if it is missing. Returns its handle, or None if another process has it for longer than `patience_s`.
+
+    What the file holds stays. Raises UserError if it is a link, which could lead anywhere, or on a file system that has no locks.
+    """
+    try:
+        handle = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")  # noqa: SIM115 - held open on purpose
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link; remove it, a lock is a file of its own") from error
+        raise
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                handle.close()
+                return None
+            time.sleep(POLL_S)
+        except OSError as error:
+            handle.close()
+            raise UserError(f"{path}: its file system has no locks ({error.strerror}); mount it with flock, or run elsewhere") from error
+
+
+def holder(path: Path) -> str | None:
+    """What a locked file holds; None if no process has the lock. Leaves no trace."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read()
+    except OSError:  # no lock file, or a file system on which nobody could have locked it
+        pass
+    return None
