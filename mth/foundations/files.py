@@ -28,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -49,21 +49,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where this process makes what will be `path`; a process that is killed leaves it to `remove_leftovers`."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic` that processes of this machine left in a folder when they were killed.
+    """Remove the temporary files and folders that processes of this machine left in a folder when they were killed.
 
     Those of other machines, and of older versions, which did not name the machine, are removed after a day.
     """
     for path in folder.glob(".*.tmp"):
         match = LEFTOVER.fullmatch(path.name)
         with suppress(OSError):
-            if match is None or not path.is_file() or path.is_symlink():
+            if match is None or path.is_symlink():
                 continue
             if match["host"] == socket.gethostname():
                 gone = int(match["pid"]) == os.getpid() or not Path(f"/proc/{match['pid']}").exists()
             else:
                 gone = path.stat().st_mtime < time.time() - DAY_S
-            if gone:
+            if gone and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif gone:
                 path.unlink()
 
 

@@ -2,26 +2,31 @@
 
 import fcntl
 import os
+import stat
 import time
 from pathlib import Path
 from typing import IO
 
-from mth.foundations.errors import UserError
+from mth.foundations.errors import UserError, require
 
 POLL_S = 0.2
+STRANGE = "is a link, a folder or a pipe, but a lock is a file of its own; remove it"
 
 
 def hold(path: Path, patience_s: float = 0.0) -> IO[str] | None:
     """Lock a file, which is created if it is missing. Returns its handle, or None if another process has it for longer than `patience_s`.
 
-    What the file holds stays. Raises UserError if it is a link, which could lead anywhere, or on a file system that has no locks.
+    What the file holds stays. Raises UserError if it is no file of its own, as a link, which could lead anywhere, or on a file system that has no locks.
     """
     try:
-        handle = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")  # noqa: SIM115 - held open on purpose
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link; remove it, a lock is a file of its own") from error
-        raise
+        require(not path.is_symlink() and not path.is_dir(), f"{path} {STRANGE}")
+        raise error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"{path} {STRANGE}")
+    handle = open(number, "r+")  # noqa: SIM115 - held open on purpose
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -74,7 +74,8 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
                 with suppress(OSError):
                     folder.rmdir()
             raise
-        remove_leftovers(folder)
+        for place in (folder, folder / "code", folder / "base"):
+            remove_leftovers(place)
         for cell, entry in zip(cells, placed, strict=True):
             if entry.found in TO_DO:
                 Place(entry.found, entry.dir, entry.beginning_dir).prepare(cell.config)

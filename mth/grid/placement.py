@@ -1,7 +1,7 @@
 """Decides where a run goes: a new folder, or one that holds the same run or the beginning of it. Grids and single runs decide alike."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,12 @@ def runs_root() -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Within, a new folder that no other process gets: `path`, or with a number behind it. At the end it is removed if it is empty."""
+    """Within, a new folder that no other process gets: `path`, or with a number behind it.
+
+    At the end it is removed if it is empty, with the folders above it that were made for it.
+    """
     folder, number = path, 2
+    made = [parent for parent in path.parents if not parent.exists()]
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -75,11 +79,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):
-            for empty in (folder, *folder.parents):
+        for empty in (folder, *made):
+            try:
                 empty.rmdir()
-                if empty == runs_root():
-                    break
+            except FileNotFoundError:
+                continue
+            except OSError:
+                break
 
 
 def holds_time(cfg: DictConfig) -> bool:

@@ -1,5 +1,6 @@
 """The journal: every metric of every step, on disk before anything else hears of it. A run resumes from it."""
 
+import operator
 import os
 import sys
 import time
@@ -52,7 +53,7 @@ def _read_lines(run_dir: Path) -> tuple[list[Entry], dict[int, bytes]]:
 
 def _entry(data: Any) -> Entry:
     """The entry of a line. Raises an error of some kind if it is none."""
-    entry = Entry(int(data["step"]), int(data["time"]), dict(data["metrics"]), dict(data.get("rewards") or {}))
+    entry = Entry(operator.index(data["step"]), int(data["time"]), dict(data["metrics"]), dict(data.get("rewards") or {}))
     for number in (*entry.metrics.values(), *(reward for rewards in entry.rewards.values() for reward in rewards)):
         if not isinstance(number, int | float):
             raise TypeError(number)

@@ -22,16 +22,19 @@ def test_a_lock_that_is_a_link_is_refused_and_touches_nothing(tmp_path, name, ta
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / name).symlink_to(tmp_path / target)
-    with pytest.raises(UserError, match=rf"{name} is a symbolic link; remove it"):
+    with pytest.raises(UserError, match=rf"{name} is a link, a folder or a pipe, .*; remove it"):
         take(folder)
     assert not is_locked(folder) and launcher_at(folder) is None
     assert precious.read_text() == "years of work"
     assert not (tmp_path / "new.txt").exists()
 
 
-def test_a_pipe_in_place_of_a_lock_stops_nobody(tmp_path):
-    os.mkfifo(tmp_path / ".lock")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_folder_in_place_of_a_lock_is_refused_and_blocks_nobody(tmp_path, make):
+    make(tmp_path / ".lock")
     assert not is_locked(tmp_path)
+    with pytest.raises(UserError, match="remove it"):
+        lock_folder(tmp_path)
 
 
 def test_a_lock_keeps_what_its_file_holds_and_is_free_when_its_holder_is_gone(tmp_path):
@@ -59,6 +62,8 @@ def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path)
         write_text(tmp_path / name, "")
     for name in old:
         os.utime(tmp_path / name, (0, 0))
-    (tmp_path / f".folder.{dead}@{here}.tmp").mkdir()
+    write_text(tmp_path / f".code.{dead}@{here}.tmp" / "mth" / "train.py", "")
+    (tmp_path / f".link.{dead}@{here}.tmp").symlink_to(tmp_path.parent)
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, f".folder.{dead}@{here}.tmp"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, f".link.{dead}@{here}.tmp"])
+    assert tmp_path.is_dir()

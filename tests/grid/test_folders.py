@@ -1,18 +1,21 @@
 """Folders of runs and grids: nobody gets another's, nothing is lost when commands start together, and what was deleted is said."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mth.config.cells import Cell, cells_of
 from mth.config.stored import read_yaml, to_yaml
 from mth.foundations.errors import UserError
+from mth.foundations.files import temporary_path
 from mth.grid import launch, local, worker
 from mth.grid.placement import Place, new_folder, place_run
 from mth.grid.record import hold_launcher, log_event, read_events, read_grid
@@ -242,3 +245,26 @@ def test_a_finished_run_without_its_checkpoints_is_never_touched(tmp_path):
     grid = launch.prepare([Cell((), "0", config, {"kind": "local"})], tmp_path / "grid", tmp_path)
     assert launch.pending_cells(grid) == []
     assert contents_of(folder) == before
+
+
+def test_what_killed_processes_left_is_removed_when_a_run_or_grid_starts_again(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = temporary_path(Path("journal.jsonl")).name.replace(str(os.getpid()), str(dead.pid))
+    places = [tmp_path / "run" / name for name in (".", "checkpoints", "samples", "spectrum")]
+    for place in (*places, tmp_path / "grid", tmp_path / "grid" / "code"):
+        place.mkdir(parents=True)
+        (place / left).write_text("half")
+    claim(tmp_path / "run", make_config())
+    launch.prepare(cells_of(["-m", *SMALL]), tmp_path / "grid", tmp_path)
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_a_journal_that_is_damaged_everywhere_stops_neither_status_nor_a_search(tmp_path):
+    claim(tmp_path / "multirun" / "run", make_config())
+    RunFolder(tmp_path / "multirun" / "run").journal_file.write_bytes(
+        b"\xff\n[1]\n5\nnull\n" + b"[" * 100_000 + b'\n{"step": 1, "time": 0, "metrics": {"a": {}}}\n'
+    )
+    grid = launch.prepare([Cell((), "0", make_config(), {"kind": "local"})], tmp_path / "grid", tmp_path / "multirun")
+    (state,) = cell_states(grid)
+    assert (state.state, state.step, state.entry.found) == ("killed", 0, "continued")

@@ -48,6 +48,7 @@ DAMAGE = {
     "no list of rewards": b'{"step": 2, "time": 0, "metrics": {}, "rewards": {"arithmetic": 1}}',
     "nested": b"[" * 100_000,
     "a step that is not a number": b'{"step": "NaN", "time": 0, "metrics": {}}',
+    "half a step": b'{"step": 1.5, "time": 0, "metrics": {}}',
     "a step without end": b'{"step": "Infinity", "time": 0, "metrics": {}}',
     "empty": b"",
 }
