@@ -29,6 +29,7 @@ def check_rules(config: Any) -> None:
         "optimizer.clip_norm=dense needs whole gradients: leave optimizer.weight_gradient at auto",
     )
     require(re.match(r"https?://\w", c.rollout.url) is not None, f"rollout.url={c.rollout.url} must be like http://127.0.0.1:8711")
+    require(c.run_dir is None or bool(c.run_dir.strip()), "run_dir= is empty; name a folder, or leave it out")
     device = c.model.device
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is not None, f"model.device={device} must be auto, cpu or cuda[:N]")
 

@@ -8,7 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from mth.foundations.errors import first_line
+from mth.foundations.errors import first_line, require
+from mth.foundations.paths import PACKAGE
+from mth.foundations.provenance import SNAPSHOT
 from mth.foundations.signals import listen
 from mth.grid.record import read_grid
 from mth.runs.folder import DONE, RunFolder
@@ -20,8 +22,9 @@ LOCK_PATIENCE_S = 180.0  # a requeued job may start while the old process, or a 
 def run_cell(run_dir: Path, grid_dir: Path) -> None:
     """Run or continue the cell; return at once if it is done. An exception leaves its first line in `summary.json` and is raised again.
 
-    After a stop that a scheduler asked for, the signal handler that was there before is called last: it requeues the job and exits.
+    Raises UserError if the frozen code is gone, so that another one would run. After a stop that a scheduler asked for, the signal handler that was there before is called last: it requeues the job and exits.
     """
+    require((PACKAGE.parent / SNAPSHOT).is_file(), f"the code that {grid_dir} froze was deleted, and {PACKAGE} is another one; put it back")
     requests, folder = listen(), RunFolder(run_dir)
     if folder.status in DONE:
         print(f"{run_dir}: already {folder.status}")

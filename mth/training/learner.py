@@ -6,8 +6,9 @@ import torch
 from tqdm import tqdm
 
 from mth.config.choices import Collect
-from mth.runs.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
-from mth.runs.folder import RunFolder
+from mth.foundations.errors import require
+from mth.runs.checkpoint import checkpoint_path, prune_checkpoints, restore_training, save_checkpoint, usable_checkpoint
+from mth.runs.folder import DONE, RunFolder
 from mth.runs.samples import SampleStore
 from mth.tasks import check_rows
 from mth.tickets.optimizer import build_optimizer
@@ -84,10 +85,14 @@ class Learner:
         prune_checkpoints(self.folder.path, config.checkpoints.keep)
 
     def _restore(self) -> None:
-        checkpoint, warnings = latest_checkpoint(self.folder.path)
+        checkpoint, warnings = usable_checkpoint(self.folder.path)
         for line in warnings:
             tqdm.write(f"warning: {line}")
         if checkpoint is None:
+            status = self.folder.status
+            require(
+                status not in DONE, f"the run in {self.folder.path} is {status} and has no checkpoint; force=true runs it anew elsewhere"
+            )
             return
         self.progress.step, self.progress.unlogged = restore_training(checkpoint, self.parts.ticket, self.optimizer, self.parts.config)
         if self.progress.engine_values is not None:
