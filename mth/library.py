@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from mth.foundations.errors import UserError, first_line, require
+from mth.foundations.errors import require
 from mth.runs.checkpoint import Checkpoint, open_checkpoint
 from mth.tickets.attach import AttachedTicket, attach, attach_saved
+from mth.tickets.hub import fetch
 from mth.tickets.recipes import family_recipe
 from mth.tickets.saved import FINGERPRINT, HEADER, TENSORS, SavedTicket, is_ticket, read_ticket
 
@@ -28,7 +29,7 @@ def load_ticket(model: nn.Module, source: str | Path) -> AttachedTicket:
             isinstance(source, str) and HUB_ID.fullmatch(source) is not None,
             f"ticket {source} does not exist: no file or folder, no hub id",
         )
-        path = fetch(str(source))
+        path = fetch(str(source), (HEADER, TENSORS))
     return attach_saved(model, read_ticket(path) if is_ticket(path) else of_checkpoint(open_checkpoint(path)))
 
 
@@ -40,13 +41,3 @@ def of_checkpoint(checkpoint: Checkpoint) -> SavedTicket:
     options = {key: value.name for key, value in named.items() if value is not None} | mask.options
     recipe = family_recipe(mask.family, config.sparsity.percent, config.mask_seed, options)
     return SavedTicket(checkpoint.path, recipe, {key: header[key] for key in FINGERPRINT}, checkpoint.tensors["values"])
-
-
-def fetch(hub_id: str) -> Path:
-    """The folder with the files of a ticket on the hub. Raises UserError if it cannot be had."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[HEADER, TENSORS]))
-    except (OSError, ValueError) as error:  # errors of the hub and of the connection are OSErrors
-        raise UserError(f"ticket {hub_id} is no folder here, and the hub does not give it ({first_line(error, 160)})") from error

@@ -5,20 +5,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mth.foundations.errors import UserError, require
+from mth.foundations.errors import UserError, first_line, require
+from mth.foundations.files import write_text
+from mth.tickets.card import CARD, card, refuse_foreign_card
 from mth.tickets.draw import flat_weights
+from mth.tickets.hooks import PLACE, add_values, after_step, before_step, remove, take_values
+from mth.tickets.hub import push
+from mth.tickets.peft import write_adapter
 from mth.tickets.recipes import Mask, MaskFunction, draw_recipe
-from mth.tickets.saved import SavedTicket, refuse_other, write_ticket
+from mth.tickets.saved import SavedTicket, header_of, refuse_other, write_ticket
 from mth.tickets.ticket import Ticket, attached_ticket
-
-PLACE = "mth_ticket"  # name of the ticket among the model's modules
-STATE = "mth_ticket"  # key of the ticket in the state of its optimizer
 
 
 class AttachedTicket(nn.Module):
@@ -40,10 +44,10 @@ class AttachedTicket(nn.Module):
         self._ticket, self._model = ticket, weakref.ref(model)
         owner = weakref.ref(ticket)
         handles = [
-            register_optimizer_step_pre_hook(partial(_before_step, owner)),
-            register_optimizer_step_post_hook(partial(_after_step, owner)),
+            register_optimizer_step_pre_hook(partial(before_step, owner)),
+            register_optimizer_step_post_hook(partial(after_step, owner)),
         ]
-        self._remove_hooks = weakref.finalize(ticket, _remove, handles)
+        self._remove_hooks = weakref.finalize(ticket, remove, handles)
         self._remove_hooks.atexit = False
         model.add_module(PLACE, self)
 
@@ -82,8 +86,8 @@ class AttachedTicket(nn.Module):
         self._host()
         optimizer = kind([self.values], **options)
         owner = weakref.ref(self._ticket)
-        optimizer.register_state_dict_post_hook(partial(_add_values, owner))
-        optimizer.register_load_state_dict_pre_hook(partial(_take_values, owner))
+        optimizer.register_state_dict_post_hook(partial(add_values, owner))
+        optimizer.register_load_state_dict_pre_hook(partial(take_values, owner))
         return optimizer
 
     @contextmanager
@@ -93,12 +97,60 @@ class AttachedTicket(nn.Module):
         with self._ticket.swapped(self.base_values):
             yield model
 
-    def save(self, folder: str | Path, results: dict[str, Any] | None = None, training: dict[str, Any] | None = None) -> None:
-        """Write recipe, K values and base fingerprint to a folder, with a model card. Works after `merge` and `detach` too.
+    def save(
+        self,
+        folder: str | Path,
+        format: str = "ticket",
+        results: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+        hub_id: str | None = None,
+    ) -> None:
+        """Write the ticket to a folder, with a model card. What an earlier call wrote there is replaced.
 
-        results, training: rows of the card's tables, name -> text or number. Raises UserError if the folder cannot be written.
+        format: "ticket" for recipe, K values and base fingerprint, which `mth.load_ticket` reads; works after `merge` and `detach` too.
+        "peft" for a SHiRA adapter, which PEFT reads. results, training: rows of the card's tables, name -> text or number. hub_id: where the
+        card says that the folder can be found. Raises UserError if the folder cannot be written, or if the format cannot hold the ticket.
         """
-        write_ticket(Path(folder), self._ticket, self.recipe, self.base_model, results or {}, training or {})
+        folder, adapter = Path(folder), format == "peft"
+        require(format in ("ticket", "peft"), f'format={format} is unknown; choose "ticket" or "peft", or call merge() and save the model')
+        refuse_foreign_card(folder)
+        header = header_of(self._ticket, self.recipe, self.base_model, results or {}, training or {})
+        try:
+            if adapter:
+                write_adapter(folder, self._host(), self._ticket, self.base_values, header["base_model"])
+            else:
+                write_ticket(folder, self._ticket, header)
+            self.write_card(folder, format, results, training, hub_id)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder} could not be written ({first_line(error)}); make room or choose another folder") from error
+
+    def write_card(
+        self,
+        folder: Path,
+        format: str,
+        results: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+        hub_id: str | None = None,
+    ) -> None:
+        """Write the model card alone, see `save`. format: "merged" for a folder that holds the whole model."""
+        header = header_of(self._ticket, self.recipe, self.base_model, results or {}, training or {})
+        write_text(folder / CARD, card(format, header, hub_id or folder.name))
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        format: str = "ticket",
+        private: bool | None = None,
+        results: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+    ) -> str:
+        """Upload what `save` writes to a model repository of the Hugging Face hub, which is made if it is new. Returns its address.
+
+        private: None for the account's default. Raises UserError as `save` does, and if the hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save(folder, format, results, training, hub_id)
+            return push(Path(folder), hub_id, private)
 
     def merge(self) -> nn.Module:
         """Take the ticket off and leave the trained values in the model, which is plain again. Returns the model."""
@@ -231,58 +283,3 @@ def describe(recipe: dict[str, Any]) -> str:
     said += [f"{recipe['sparsity']:g} %"] if recipe.get("sparsity") is not None else []
     said += [f"seed {recipe['mask_seed']}"] if recipe.get("mask_seed") is not None else []
     return ", ".join(said)
-
-
-def _holds(optimizer: torch.optim.Optimizer, ticket: Ticket) -> bool:
-    return any(parameter is ticket.values for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _before_step(owner: "weakref.ref[Ticket]", optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-    """A closure may be called several times in a step, each time with other values: it finds them in the model."""
-    ticket = owner()
-    if ticket is None or not _holds(optimizer, ticket):
-        return None
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    require(
-        not distributed or torch.distributed.get_world_size() == 1,
-        "a ticket trains in one process: its gradient is not summed over processes; start one process per model",
-    )
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        return None
-
-    def written() -> Any:
-        ticket.write()
-        return closure()
-
-    return args[:1], {**kwargs, "closure": written}
-
-
-def _after_step(owner: "weakref.ref[Ticket]", optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    ticket = owner()
-    if ticket is not None and _holds(optimizer, ticket):
-        ticket.write()
-
-
-def _add_values(owner: "weakref.ref[Ticket]", optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    ticket = owner()
-    if ticket is None:
-        return state
-    return state | {STATE: {"mask_sha256": ticket.mask_sha256, "values": ticket.values.detach().clone()}}
-
-
-def _take_values(owner: "weakref.ref[Ticket]", optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    ticket, saved = owner(), state.get(STATE)
-    if ticket is not None and saved is not None:
-        require(
-            saved["mask_sha256"] == ticket.mask_sha256,
-            f"the optimizer's state belongs to another ticket: its mask is {saved['mask_sha256'][:12]}, here {ticket.mask_sha256[:12]}",
-        )
-        ticket.values.data.copy_(saved["values"])
-        ticket.write()
-    return {key: value for key, value in state.items() if key != STATE}
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()

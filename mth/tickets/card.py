@@ -1,8 +1,14 @@
 """The model card of an exported ticket: what it is, how it was trained, what came out, how to load it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from mth.foundations.errors import require
+
+CARD = "README.md"
+TITLE = "# A sparse ticket of"
+KINDS = ("ticket", "merged", "peft")
 LOADING = {
     "ticket": """import mth
 from transformers import AutoModelForCausalLM
@@ -26,8 +32,8 @@ WHAT = {
 }
 
 
-def card(kind: str, header: Mapping[str, Any], here: str = "this/repository") -> str:
-    """A README.md for a model hub. kind: ticket, merged or peft. header: what `ticket.json` holds. here: where the folder can be found."""
+def card(kind: str, header: Mapping[str, Any], here: str) -> str:
+    """A README.md for a model hub. kind: one of KINDS. header: what `ticket.json` holds. here: hub id or folder, for the example."""
     base = header["base_model"] or "the base model"
     front = [
         "library_name: " + {"ticket": "mth", "merged": "transformers", "peft": "peft"}[kind],
@@ -39,11 +45,18 @@ def card(kind: str, header: Mapping[str, Any], here: str = "this/repository") ->
     recipe = {key: value for key, value in header["mask"].items() if value not in (None, {})}
     recipe |= {"trained": f"{active:,} of {total:,} parameters ({100 * active / total:.3g} %)"}
     recipe |= {"mask sha256": header["mask_sha256"], "base sha256": header["base_sha256"], "dtype of the base model": header["dtype"]}
-    lines = ["---", *front, "---", "", f"# A sparse ticket of {base}", ""]
+    lines = ["---", *front, "---", "", f"{TITLE} {base}", ""]
     lines += [f"This is {WHAT[kind]} {base}. All other entries are those of the base model, bit for bit.", ""]
     lines += _table("Recipe", recipe) + _table("Training", header.get("training") or {}) + _table("Results", header.get("results") or {})
     lines += ["## Loading", "", "```python", LOADING[kind].format(base=base, dtype=header["dtype"], here=here), "```"]
     return "\n".join(lines) + "\n"
+
+
+def refuse_foreign_card(folder: Path) -> None:
+    """Raise UserError if a folder has a README.md that `card` did not write."""
+    file = folder / CARD
+    ours = not file.exists() or TITLE in file.read_text(errors="replace")
+    require(ours, f"{file} is not a ticket's model card and would be lost; choose another folder")
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> list[str]:

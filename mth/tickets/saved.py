@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mth.foundations.errors import UserError, first_line, require
-from mth.foundations.files import atomic, digest, read_json, write_json, write_text
-from mth.tickets.card import card
+from mth.foundations.files import atomic, digest, read_json, write_json
 from mth.tickets.indices import Indices, Weights
 from mth.tickets.recipes import CHOSEN, draw_family, sorted_indices
 from mth.tickets.ticket import Ticket
@@ -58,26 +57,24 @@ def refuse_difference(saved: SavedTicket, key: str, have: Any) -> None:
     )
 
 
-def write_ticket(
-    folder: Path, ticket: Ticket, recipe: dict[str, Any], base_model: str, results: dict[str, Any], training: dict[str, Any]
-) -> None:
-    """Write a ticket's folder. A ticket that is there already is replaced. Raises UserError if the folder cannot be written."""
+def header_of(ticket: Ticket, recipe: dict[str, Any], base_model: str, results: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """What `ticket.json` and the model card say of a ticket."""
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in ticket.parameters.values()})
+    facts = {key: getattr(ticket, key) for key in FINGERPRINT}
+    head = {"format": FORMAT, "base_model": public_name(base_model), "dtype": " ".join(dtypes), "mask": recipe}
+    return {**head, **facts, "results": results, "training": training}
+
+
+def write_ticket(folder: Path, ticket: Ticket, header: dict[str, Any]) -> None:
+    """Write values and header. A ticket that is there already is replaced. Raises OSError or SafetensorError if that fails."""
     tensors = {"values": ticket.values.detach()}
-    if recipe["family"] in CHOSEN:
+    if header["mask"]["family"] in CHOSEN:
         every = {name: torch.arange(ticket.parameters[name].numel()) for name, index in ticket.indices.items() if index is None}
         indices = {name: index for name, index in ticket.indices.items() if index is not None and index.numel()}
         tensors |= {f"{INDEX}{name}": index for name, index in {**every, **indices}.items()}
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in ticket.parameters.values()})
-    facts = {key: getattr(ticket, key) for key in FINGERPRINT}
-    header = {"format": FORMAT, "base_model": public_name(base_model), "dtype": " ".join(dtypes), "mask": recipe, **facts}
-    header |= {"results": results, "training": training}
-    try:
-        with atomic(folder / TENSORS) as temporary:
-            save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary)
-        write_json(folder / HEADER, header | {"values_file_sha256": digest(folder / TENSORS)})
-        write_text(folder / "README.md", card("ticket", header))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"ticket {folder} could not be written ({first_line(error)}); make room or choose another folder") from error
+    with atomic(folder / TENSORS) as temporary:
+        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary)
+    write_json(folder / HEADER, header | {"values_file_sha256": digest(folder / TENSORS)})
 
 
 def read_ticket(folder: Path) -> SavedTicket:
