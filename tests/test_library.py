@@ -128,3 +128,24 @@ def test_peft_and_the_hub(first, tmp_path, monkeypatch, hub):
 
 def test_every_example_of_the_page_is_run():
     assert list(BLOCKS) == [*LOOPS, "Masks", "Save, load, compare, merge", "PEFT and the hub"]
+
+
+def test_a_trainer_resumes_a_bf16_model_with_the_same_bits(first, tmp_path):
+    from datasets import Dataset
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    import mth
+
+    tokenizer, values = first[0]["tokenizer"], []
+    rows, collator = Dataset.from_dict(dict(tokenizer(first[0]["texts"]))), DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    for start in (None, tmp_path / "checkpoint-2"):
+        model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.bfloat16)
+        ticket = mth.attach(model, sparsity=99, mask_seed=42)
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=4, save_steps=2, report_to="none", use_cpu=True, per_device_train_batch_size=2
+        )
+        optimizers = (ticket.optimizer(torch.optim.AdamW, lr=1e-4), None)
+        Trainer(model, arguments, train_dataset=rows, data_collator=collator, optimizers=optimizers).train(start)
+        values.append(ticket.values.detach())
+        assert not torch.equal(values[-1], ticket._ticket.read())  # finer than bf16
+    assert torch.equal(*values)
