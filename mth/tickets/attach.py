@@ -218,7 +218,7 @@ class AttachedTicket(nn.Module):
 
 
 def attach(
-    model: nn.Module, sparsity: float | None = None, mask: "Mask | MaskFunction" = "random", mask_seed: int | None = None, **options: Any
+    model: nn.Module, sparsity: float | None = None, mask: Mask | MaskFunction = "random", mask_seed: int | None = None, **options: Any
 ) -> AttachedTicket:
     """Choose the entries of a model that are trained, and freeze all others. The model's values stay as they are.
 
@@ -247,13 +247,14 @@ def attach_saved(model: nn.Module, saved: SavedTicket) -> AttachedTicket:
     ticket = attach_indices(model, parameters, indices, saved.recipe)
     try:
         ticket.load_values(saved)
-    except UserError:
+    except Exception:
         ticket.detach()
         raise
     return ticket
 
 
 def attach_indices(model: nn.Module, parameters: dict[str, nn.Parameter], indices: Any, recipe: dict[str, Any]) -> AttachedTicket:
+    """Attach a ticket of these entries. Its base model has the name that transformers loaded it by."""
     config = getattr(model, "config", None)
     return AttachedTicket(model, Ticket(parameters, indices), recipe, str(getattr(config, "_name_or_path", "") or ""))
 

@@ -406,6 +406,10 @@ def test_models_that_cannot_be_trained_are_refused(small_model):
         mth.attach("gpt2")
     with pytest.raises(UserError, match="no weights yet"):
         mth.attach(copy.deepcopy(small_model).to("meta"))
+    spread = copy.deepcopy(small_model)
+    spread.model.norm.to("meta")
+    with pytest.raises(UserError, match="spread over cpu, meta"):
+        mth.attach(spread)
     small_model.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UserError, match="quantized"):
         mth.attach(small_model)
