@@ -57,7 +57,7 @@ docs: $(VENV)/.demo  ## write docs/configuration.md from the fields of the schem
 # Everything under benchmarks/results, one after another on an otherwise idle machine: about two hours on two cores.
 bench: $(VENV)/.test  ## measure speed and memory against other libraries
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,bench]'
-	for name in steps grpo weight_gradients ticket memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in steps grpo library weight_gradients ticket memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
