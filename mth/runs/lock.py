@@ -48,8 +48,8 @@ def lock_run(run_dir: Path, config: Config, patience_s: float = 0.0) -> Iterator
         folder = RunFolder(run_dir)
         if folder.exists:
             check_same(run_dir, config)
+        _refuse_if_none_is_readable(run_dir)
         if folder.status not in DONE:
-            _refuse_if_none_is_readable(run_dir)
             for place in (run_dir, folder.checkpoints, folder.samples, folder.gradients):
                 remove_leftovers(place)
             folder.write_config(config)

@@ -240,7 +240,9 @@ def test_a_finished_run_without_its_checkpoints_is_never_touched(tmp_path):
     for place in (place_run(config, folder, tmp_path), place_run(config, tmp_path / "new", tmp_path)):
         assert (place.found, place.dir, place.to_do) == ("finished", folder, False)
         place.prepare(config)
-    with pytest.raises(UserError, match="is finished and has no checkpoint"):  # a process that waited for the folder until it had finished
+    with pytest.raises(
+        UserError, match="is finished, and its last checkpoint is gone"
+    ):  # a process that waited for the folder until it had finished
         train(config, folder, tmp_path)
     grid = launch.prepare([Cell((), "0", config, {"kind": "local"})], tmp_path / "grid", tmp_path)
     assert launch.pending_cells(grid) == []
