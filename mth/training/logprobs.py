@@ -72,7 +72,7 @@ def completion_logprobs(
     completions. Causal attention never reaches padding on the right, so without a layout no attention mask is needed and the fast kernels
     apply. For gradients use `completion_backward`: backward through this function would keep all chunks of logits.
     """
-    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)
     parts = [chosen_logprobs(head, hidden[c], targets[c], temperature) for c in chunks(targets.numel(), head.weight.shape[0])]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -90,7 +90,7 @@ def completion_backward(
     loss(log-probabilities [n], entropies [n], slice of the N tokens) returns the scalar loss of one chunk. Each chunk goes back to the
     hidden states as soon as its loss is known, so its logits [n, V] are computed once, and only one chunk exists at a time.
     """
-    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)
     gradient = torch.empty_like(hidden)
     for chunk in chunks(targets.numel(), head.weight.shape[0]):
         part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
@@ -101,11 +101,13 @@ def completion_backward(
         hidden.backward(gradient)
 
 
-def _predicting(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None) -> torch.Tensor:
-    """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`."""
+def _predicting(
+    model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`, and these tokens [N]."""
     arguments = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
     hidden = model.base_model(input_ids=ids, use_cache=False, **arguments).last_hidden_state  # [B, T, H]
     row, column = loss_mask.nonzero(as_tuple=True)
     previous = column - 1 if layout is None else layout.previous[row, column]
     # Completions that share a prompt read the same row of `hidden`. Backward of hidden[...] would add their gradients in thread order.
-    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)
+    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous), ids[row, column]
