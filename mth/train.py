@@ -64,13 +64,15 @@ def run(config: "Config", run_dir: Path) -> None:
     """Check, place and train one run. run_dir: given by the user, or a new folder."""
     from mth.config.cells import Cell
     from mth.foundations.signals import listen
+    from mth.grid.capacity import place_on_devices
     from mth.grid.placement import place_run, runs_root
     from mth.grid.preflight import preflight
     from mth.runs.folder import RunFolder
 
     root = runs_root()
     try:
-        preflight([Cell((), "", config, {})])
+        cells = [Cell((), "", config, {})]
+        place_on_devices(cells, preflight(cells))
         place = place_run(config, run_dir, root)
     finally:
         dated = [run_dir.parent] if run_dir.parent.parent == root else []

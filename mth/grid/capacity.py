@@ -4,7 +4,8 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mth.config.cells import Cell
@@ -67,6 +68,25 @@ def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> list[Need]
     shared, there = [place["CUDA_VISIBLE_DEVICES"] for place in places], gpu_bytes()
     together = {gpu: largest[: shared.count(gpu)] for gpu in dict.fromkeys(shared)}
     return [Need(f"GPU {gpu}", len(sizes), sum(sizes), there[gpu]) for gpu, sizes in together.items() if gpu in there]
+
+
+def place_on_devices(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> list[Cell]:
+    """The cells, those for SLURM asking for a GPU where their models need one. models: see `needs`.
+
+    Raises UserError if a model that is too large for a CPU would be trained on this machine's by mistake.
+    """
+    from mth.models.device import LARGEST_ON_CPU, resolve_device
+
+    placed = []
+    for cell in cells:
+        device, size = cell.config.model.device, models[repr(cell.config.model)].parameters
+        settings = cell.launcher
+        if settings.get("kind") != "slurm":
+            resolve_device(device, partial(int, size))
+        elif settings["gpus_per_node"] is None and device != "cpu" and (device != "auto" or size > LARGEST_ON_CPU):
+            settings = settings | {"gpus_per_node": 1}
+        placed.append(replace(cell, launcher=settings))
+    return placed
 
 
 def refuse_too_large(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> None:

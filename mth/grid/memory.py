@@ -16,6 +16,11 @@ class ModelFacts(NamedTuple):
     shapes: Any
     architecture: Any
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
 
 def facts_of_models(model: ModelConfig, known: dict[str, ModelFacts]) -> ModelFacts:
     """Shapes and architecture of a model, kept in `known`. No weights are loaded."""
@@ -67,7 +72,7 @@ def _cache_bytes(config: Config, model: ModelFacts) -> int:
 
 def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: list[int]) -> int:
     """Activations, logits, the largest dense gradient and the patterns of sampled ones."""
-    from mth.models.load import resolve_device
+    from mth.models.device import resolve_device
     from mth.tickets.patterns import expected_nonempty
     from mth.tickets.route import should_sample
     from mth.training.logprobs import CHUNK_ELEMENTS

@@ -159,6 +159,8 @@ class LocalCore:
                 raise UserError("the engine already holds another model or other settings; restart it")
             return
         on_cpu = prepare_vllm()
+        if torch.are_deterministic_algorithms_enabled():  # an operation of vLLM without a deterministic algorithm warns and goes on
+            torch.use_deterministic_algorithms(True, warn_only=True)
         from vllm import LLM
 
         from mth.rollout.vllm.transfer import BACKEND
