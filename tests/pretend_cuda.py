@@ -211,6 +211,7 @@ def pretended_gpu() -> Iterator[Waits]:
             for name, value in fake.items():
                 patch.setattr(torch.cuda, name, value)
             patch.setattr(torch, "tensor", tensor)
+            patch.setenv("TORCH_COMPILE_DISABLE", "1")  # a compiler would look for kernels of the device
             patch.setattr(nn.Module, "to", to)
             with Dispatch():
                 yield WAITS

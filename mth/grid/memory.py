@@ -75,7 +75,7 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     from mth.models.device import resolve_device
     from mth.tickets.patterns import expected_nonempty
     from mth.tickets.route import should_sample
-    from mth.training.logprobs import CHUNK_ELEMENTS
+    from mth.training.logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU
 
     shape, width = model.architecture, config.model.dtype.bytes
     shapes = list(model.shapes.values())
@@ -95,5 +95,7 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     kept = per_layer * layers - saved
     if config.model.activation_checkpointing:  # on a CPU, what is kept of each layer leaves holes in the heap, about one large tensor each
         kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
-    logits = 4 * (2 if config.rollout.temperature == 1 else 3) * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
+    copies = 2 if config.rollout.temperature == 1 else 3
+    chunk = min(CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS_GPU, tokens * shape.vocab_size)
+    logits = (4 * copies + (0 if on_cpu else width)) * chunk  # fp32, on a GPU beside those in the model's dtype
     return int(tokens * kept * width) + logits + gradient * width + patterns
