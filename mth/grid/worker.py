@@ -8,8 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
+from mth.config.cells import Cell
 from mth.foundations.errors import first_line
 from mth.foundations.signals import listen
+from mth.grid.capacity import refuse_too_large
+from mth.grid.memory import facts_of_models
 from mth.grid.record import read_grid
 from mth.runs.folder import DONE, RunFolder
 from mth.runs.summary import Summary
@@ -30,6 +33,8 @@ def run_cell(run_dir: Path, grid_dir: Path) -> None:
 
     config, grid = folder.config(), read_grid(grid_dir)
     try:
+        if "SLURM_JOB_ID" in os.environ:  # the launcher did not know this machine's memory
+            refuse_too_large([Cell((), "", config, {})], {repr(config.model): facts_of_models(config.model, {})})
         summary = train(config, run_dir, grid.root, requests, grid.folder, LOCK_PATIENCE_S)
     except BaseException as error:
         if folder.status is None and folder.record().get("pid") == os.getpid():  # it was ours to run
