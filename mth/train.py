@@ -64,10 +64,12 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
 def place(config: "Config", run_dir: Path) -> "Place":
     """Check a run and make its folder. run_dir: given by the user, or a new and empty folder."""
     from mth.config.cells import Cell
+    from mth.grid.capacity import place_on_devices
     from mth.grid.placement import place_run, runs_root
     from mth.grid.preflight import preflight
 
-    preflight([Cell((), "", config, {})])
+    cells = [Cell((), "", config, {})]
+    place_on_devices(cells, preflight(cells))
     chosen = place_run(config, run_dir, runs_root())
     if chosen.to_do:
         chosen.prepare(config)

@@ -19,6 +19,7 @@ from mth.foundations.files import remove_leftovers, write_json
 from mth.foundations.locks import hold
 from mth.foundations.provenance import code_version, environment, snapshot
 from mth.grid import local, slurm
+from mth.grid.capacity import place_on_devices
 from mth.grid.placement import TO_DO, Place, place_cells, runs_root
 from mth.grid.preflight import preflight
 from mth.grid.record import Grid, GridCell, is_grid, launcher_at, log_event, read_grid
@@ -42,7 +43,7 @@ def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
 
     `placement` says which cells run and where. Raises UserError before anything runs if something is wrong, and at the end if cells failed.
     """
-    preflight(cells)
+    cells = place_on_devices(cells, preflight(cells))
     grid = prepare(cells, folder.resolve(), runs_root())
     prepare_stores(cells, grid.root)
     counts = {found: sum(cell.found == found for cell in grid.cells) for found in WORDS}
