@@ -88,6 +88,12 @@ def check_architecture(shape: PretrainedConfig, source: str) -> None:
     kind = shape.model_type
     require(type(shape) in MODEL_FOR_CAUSAL_LM_MAPPING, f"model.path={source}: {kind} is no causal language model; choose another model")
     require(shape.get_text_config() is shape, f"model.path={source}: {kind} has more parts than a language model; choose one of text alone")
+    quantised = getattr(shape, "quantization_config", None)
+    require(
+        quantised is None,
+        f"model.path={source}: its weights are quantised ({_method(quantised)}), which cannot be trained entry by entry; give the model in "
+        "bfloat16 or float32",
+    )
     require(
         not keeps_state(shape),
         f"model.path={source}: {kind} keeps a state beside or instead of keys and values (state-space, recurrent or hybrid), which mth does not "
@@ -101,12 +107,18 @@ def check_architecture(shape: PretrainedConfig, source: str) -> None:
         )
 
 
+def _method(quantised: Any) -> str:
+    values = quantised if isinstance(quantised, Mapping) else getattr(quantised, "to_dict", dict)()
+    return str(values.get("quant_method", "quantization_config"))
+
+
 def keeps_state(shape: PretrainedConfig) -> bool:
     """Return True if a layer of the model remembers a sequence in something else than keys and values per position.
 
     Prompts could then share no prefix, and rows with padding would read it into the state.
     """
-    if MODEL_FOR_CAUSAL_LM_MAPPING[type(shape)]._is_stateful:
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(shape)]
+    if model._is_stateful:
         return True
     try:
         layers = DynamicCache(config=shape).layers
