@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mth.analysis.needs import need
 from mth.config.cells import cells_of
 from mth.config.compose import compose
 from mth.config.identity import differing_keys, identity
@@ -210,3 +211,15 @@ def test_options_of_another_task_are_not_those_of_the_trained_one(files):
     config = make_config(task={"name": "own", "source": "guess.py:build", "options": {"most": 50}}, eval={"tasks": ["guess", "arithmetic"]})
     sections = eval_sections(config)
     assert sections["guess"] is None and (sections["arithmetic"].source, sections["arithmetic"].options) == (None, {})
+
+
+def test_experiments_know_an_own_task_and_the_command_that_trains_it(files):
+    """Reports place runs of an own task in the paper's experiments, also once the file has changed."""
+    words = ["task.source=guess.py:build", "task.options.most=50", "train.steps=3"]
+    cells = [cell.config for cell in cells_of(["-m", "experiment=fig3_sparsity", "model=tiny", *words])]
+    (files / "guess.py").write_text("changed")
+    found = need("fig3_sparsity", cells[0], [])
+    assert found.cells == [identity(cell) for cell in cells] and found.missing == len(cells)
+    assert "#" not in found.command and "task=own" in found.command and "guess.py:build" in found.command
+    library = need("fig3_sparsity", composed("experiment=fig3_sparsity", "model=tiny", "task=reasoning_gym", "task.dataset=chain_sum"), [])
+    assert "task=reasoning_gym" in library.command and "chain_sum" in library.command

@@ -107,6 +107,14 @@ def with_own(overrides: list[str], choose: bool = True) -> list[str]:
     return [*(f"++{override}" if override.startswith(OPEN) else override for override in overrides), *own]
 
 
+def task_overrides(task: Any) -> list[str]:
+    """Overrides that choose the task of a configuration. task: its section."""
+    kind = next((kind for kind, key in NAMED_BY.items() if getattr(task, key) is not None), None)
+    if kind is None:
+        return [f"task={task.name}"]
+    return [f"task={kind}", f"task.{NAMED_BY[kind]}='{getattr(task, NAMED_BY[kind])}'", f"task.name={task.name}"]
+
+
 def offered(overrides: list[str]) -> dict[tuple[str, str], dict[str, str]]:
     """Options that the overrides choose and that mth does not have: (group, name) -> keys, as a file of conf/<group>/ would give them."""
     found = {}
