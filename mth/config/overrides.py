@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mth.config.options import groups
 from mth.config.paper import TASK_OF
+from mth.config.user_code import with_own
 from mth.foundations.errors import require
 
 # Groups that take a number: `sparsity=99` becomes `sparsity.percent=99`, because Hydra lets no number choose a group.
@@ -16,11 +17,11 @@ _HOME = re.compile(r"(?<![^,\[])~(?=/)")  # at the start of a value, or of one o
 _NUMBERS = re.compile(rf"({_NUMBER}|(range|interval|choice)\(.*\))(\s*,\s*{_NUMBER})*")
 
 
-def rewrite_numbers(overrides: list[str]) -> list[str]:
+def rewrite_numbers(overrides: list[str], own: bool = True) -> list[str]:
     """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) still choose a file of the group.
 
     A path that starts with `~/` becomes absolute. Adds the task of a model, see `with_task`. Raises UserError for a list given to a group, and for
-    several experiments, because each has a sweep of its own.
+    several experiments, because each has a sweep of its own. own: see `with_own`.
     """
     result = []
     for override in overrides:
@@ -33,7 +34,7 @@ def rewrite_numbers(overrides: list[str]) -> list[str]:
         value = _HOME.sub(os.path.expanduser("~"), value)
         key = NUMBER_GROUPS[key] if key in NUMBER_GROUPS and _NUMBERS.fullmatch(value) else key
         result.append(f"{key}{sign}{value}")
-    return with_task(result)
+    return with_task(with_own(result, choose=own))
 
 
 def with_task(overrides: Sequence[str]) -> list[str]:
