@@ -22,10 +22,9 @@ def export(source: Path, out: Path, format: str = "merged", push: str | None = N
     """
     require(not out.is_file(), f"{out} is a file; choose a new folder")
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; choose another folder")
-    from mth.library import of_checkpoint
     from mth.models.load import load_policy
     from mth.models.save import save_model
-    from mth.runs.checkpoint import open_checkpoint
+    from mth.runs.checkpoint import open_checkpoint, saved_ticket
     from mth.runs.contents import refuse_other_model
     from mth.runs.facts import results_of, training_of
     from mth.tickets.attach import attach_saved
@@ -36,7 +35,7 @@ def export(source: Path, out: Path, format: str = "merged", push: str | None = N
     config.model.device = "cpu"
     policy = load_policy(config.model)
     refuse_other_model(checkpoint.path.parent.parent, config)
-    ticket = attach_saved(policy.model, of_checkpoint(checkpoint))
+    ticket = attach_saved(policy.model, saved_ticket(checkpoint))
     ticket.base_model = config.model.path or config.model.name
     facts: dict[str, Any] = {"results": results_of(checkpoint), "training": training_of(checkpoint), "hub_id": push}
     if format == "merged":

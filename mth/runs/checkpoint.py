@@ -15,6 +15,8 @@ from mth.config.stored import from_plain, to_plain
 from mth.foundations.errors import UserError, first_line
 from mth.foundations.files import atomic, from_json, to_json
 from mth.runs.folder import RunFolder
+from mth.tickets.recipes import family_recipe
+from mth.tickets.saved import FINGERPRINT, SavedTicket
 from mth.tickets.ticket import Ticket
 
 FORMAT = "mth-ticket-1"
@@ -94,6 +96,16 @@ def restore_ticket(checkpoint: Checkpoint, ticket: Ticket) -> None:
             raise UserError(f"checkpoint {checkpoint.path} belongs to another {what}: {key} is {header[key]}, here {have}")
     ticket.values.data.copy_(checkpoint.tensors["values"])
     ticket.write()
+
+
+def saved_ticket(checkpoint: Checkpoint) -> SavedTicket:
+    """The ticket of a checkpoint as a ticket's folder would hold it."""
+    config, header = checkpoint.config, checkpoint.header
+    mask = config.mask
+    named = {"budget": mask.budget, "magnitude": mask.magnitude}
+    options = {key: value.name for key, value in named.items() if value is not None} | mask.options
+    recipe = family_recipe(mask.family, config.sparsity.percent, config.mask_seed, options)
+    return SavedTicket(checkpoint.path, recipe, {key: header[key] for key in FINGERPRINT}, checkpoint.tensors["values"])
 
 
 def restore_training(
