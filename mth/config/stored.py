@@ -92,6 +92,18 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def nested(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`, but for sections that hold nothing."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        *parents, last = key.split(".")
+        place = result
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return result
+
+
 def to_yaml(config: Config) -> str:
     """A configuration as the YAML that a run folder keeps."""
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
