@@ -16,7 +16,9 @@ from mth.runs.metrics import PASS_AT_1
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mth.report", description=__doc__)
     parser.add_argument(
-        "source", nargs="+", help="folder with runs at any depth (multirun), of one run, or with a report; or the name of an MLflow experiment"
+        "source",
+        nargs="+",
+        help="folder with runs at any depth (multirun), of one run, or with a report; or the name of an MLflow experiment",
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: report/ in the first folder of runs)")
     parser.add_argument("--tracking-uri", help="MLflow store or server of the experiments (default: multirun/mlflow.db)")
@@ -38,7 +40,7 @@ def main() -> None:
 
 def is_run(sources: list[str]) -> bool:
     """Whether the sources are the folder of one run, which gets a page of its own."""
-    from mth.analysis.sources import run_folders
+    from mth.runs.search import run_folders
 
     return len(sources) == 1 and list(run_folders(Path(sources[0]))) == [Path(sources[0])]
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ class Glance:
         )
 
 
+@cache
 def defaults() -> dict[str, Any]:
-    """The default of every key, by dotted key."""
+    """The default of every key, by dotted key. Not to be changed."""
     return flat(to_plain(Config()))
 
 
