@@ -61,6 +61,7 @@ def worth(sample: "Sample") -> "list[Text]":
     more = [f"{visible(name)} {value:.3g}" for name, value in sample.scores.items() if name != "reward"]
     more += [f"advantage {sample.advantage:+.3f}"] if sample.advantage is not None else []
     more += [f"logprob {sample.logprob:.3f}"] if sample.logprob is not None else []
+    more += [f"entropy {sample.entropy:.3f}"] if sample.entropy is not None else []
     style = "bold green" if sample.reward >= 1 else "bold red" if sample.reward <= 0 else "bold yellow"
     facts = Text(", ".join([f"{sample.tokens} tokens", *more]), "dim")
     return [Text(f"reward {sample.reward:.3f}", style), Text(sample.stop, "red" if sample.stop == "cut" else "dim"), facts]
