@@ -3,7 +3,8 @@
 COMMANDS = {
     "train": "train a ticket, or with -m launch a grid of runs",
     "grid": "plan, watch, resume and cancel grids; send their journals to MLflow",
-    "report": "make the paper's tables and figures from runs",
+    "report": "make the paper's tables and figures from runs, or the page of one run",
+    "runs": "find runs by their settings, compare two, remove what is superseded",
     "samples": "read what the model wrote in a run or a grid",
     "evaluate": "pass@1 and reward of a model or of a trained ticket",
     "export": "write a trained ticket as a Hugging Face checkpoint, as a ticket, or as an adapter of PEFT",

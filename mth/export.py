@@ -38,13 +38,7 @@ def export(
     config.model.device = "cpu"
     policy = load_policy(config.model)
     refuse_other_model(checkpoint.path.parent.parent, config)
-<<<<<<< HEAD
     ticket = attach_checkpoint(policy.model, checkpoint, own_code)
-||||||| 73e5728
-    ticket = attach_saved(policy.model, of_checkpoint(checkpoint))
-=======
-    ticket = attach_saved(policy.model, saved_ticket(checkpoint))
->>>>>>> 9036571522d73ce0bccfe13a5303026c4877ecf4
     ticket.base_model = config.model.path or config.model.name
     facts: dict[str, Any] = {"results": results_of(checkpoint), "training": training_of(checkpoint), "hub_id": push}
     if format == "merged":

@@ -1,6 +1,5 @@
 """Composes configurations with Hydra's public interface: schemas, one call that composes, Hydra's errors in one line."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from mth.config.launchers import LAUNCHERS
 from mth.config.overrides import MIXTURE, rewrite_numbers
 from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
-from mth.config.stored import flat, to_plain
+from mth.config.stored import flat, no_such_key, to_plain
 from mth.config.user_code import offered
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
@@ -59,9 +58,7 @@ def explain(error: Exception) -> str:
         return MIXTURE
     unknown = re.search(r"Could not override '([\w.]+)'|Key '(\w+)' not in", text)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown[1] or unknown[2], flat(to_plain(Config())), n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists all keys"
-        return f"{unknown[1] or unknown[2]}: there is no such key; {hint}"
+        return no_such_key(unknown[1] or unknown[2], flat(to_plain(Config())))
     return f"{text}: {cause}" if cause and cause not in text else text
 
 

@@ -20,13 +20,7 @@ from mth.config.stored import from_plain, to_plain
 from mth.foundations.errors import UserError, first_line
 from mth.foundations.files import atomic, from_json, to_json
 from mth.runs.folder import RunFolder
-<<<<<<< HEAD
 from mth.tickets.optimizer import state_shapes
-||||||| 73e5728
-=======
-from mth.tickets.recipes import family_recipe
-from mth.tickets.saved import FINGERPRINT, SavedTicket
->>>>>>> 9036571522d73ce0bccfe13a5303026c4877ecf4
 from mth.tickets.ticket import Ticket
 
 FORMAT = "mth-ticket-1"
