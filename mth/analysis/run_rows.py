@@ -11,7 +11,7 @@ import pandas as pd
 
 from mth.analysis.aggregate import CONFIG_COLUMNS, series
 from mth.analysis.collection import Run
-from mth.analysis.errors import error
+from mth.analysis.errors import entry_error, error
 from mth.analysis.figures.base import Setting
 from mth.analysis.levels import distinct
 from mth.analysis.rates import at_best_rates
@@ -88,7 +88,8 @@ def curves_of(settings: Sequence[Setting], metric: str) -> dict[str, Any]:
     """What the script that draws learning curves needs, as JSON: `metrics`, `keys` to group by, keys that are the `same` in all runs, and `runs`
     in the order of the table.
 
-    Each run has `values` (of each key, as text), `collapsed`, and `curves`: metric -> [steps, values].
+    Each run has `values` (of each key, as text), `collapsed`, `curves` (metric -> [steps, values]), and `errors`: standard errors over
+    prompts in the same form, or null.
     """
     runs = [run for setting in settings for run in setting.runs]
     own = [_grouping_values(title, run) for setting, title in zip(settings, short_titles(settings), strict=True) for run in setting.runs]
@@ -100,7 +101,8 @@ def curves_of(settings: Sequence[Setting], metric: str) -> dict[str, Any]:
     lines = []
     for run, values in zip(runs, own, strict=True):
         curves = {name: curve for name in metrics if (curve := _curve(series(run, name), shown[name])) is not None}
-        lines.append({"values": [values.get(key, "") for key in keys], "collapsed": run.collapsed, "curves": curves})
+        errors = {name: _curve(error_series(run, name), shown[name]) for name in curves if name != REWARD}
+        lines.append({"values": [values.get(key, "") for key in keys], "collapsed": run.collapsed, "curves": curves, "errors": errors})
     same = {key: value for key, value in own[0].items() if key not in keys}
     return {"metrics": [name for name in metrics if shown[name]], "keys": keys, "same": same, "runs": lines}
 
@@ -115,6 +117,11 @@ def _shown_steps(curves: Sequence[pd.Series]) -> set[int]:
     """The same at most MAX_POINTS steps for all runs, the last one included."""
     steps = sorted({step for curve in curves for step in curve.index}, reverse=True)
     return set(steps[:: max(1, -(-len(steps) // MAX_POINTS))])
+
+
+def error_series(run: Run, metric: str) -> pd.Series:
+    """Standard error over prompts of an evaluated metric by step; NaN where it is not known."""
+    return pd.Series({entry.step: entry_error(run, entry, metric) for entry in run.entries if metric in entry.metrics}, dtype=float)
 
 
 def _curve(values: pd.Series, shown: set[int]) -> list[list[float]] | None:

@@ -109,6 +109,9 @@ def test_the_pointer_reads_mean_and_spread(shown):
     assert tip[0] == "step 20"
     assert tip[1] == "full training (2): 0.910, std 0.014"  # 0.90 and 0.92
     assert tip[3] == "random, 99.9 % (3): 0.610, std 0.010"
+    shown.locator("#filter").fill("collapsed")
+    shown.mouse.move(box["x"] + box["width"] - 21, box["y"] + 100)
+    assert shown.locator("#tip").inner_text().splitlines()[1] == "random, 99 % (1): 0.100 ± 0.030"  # a single run: its standard error
 
 
 def test_what_runs_are_called_is_text_and_their_pages_are_linked(shown):

@@ -94,7 +94,8 @@ function groups() {
     const value = group < 0 ? row.cells[0].textContent.trim() : run.values[group];
     const name = setting < 0 || data.keys[group] === "setting" ? value : `${value}, ${run.values[setting]}`;  // settings are never averaged
     if (!found.has(name)) found.set(name, []);
-    found.get(name).push({ curve: new Map(curve[0].map((step, number) => [step, curve[1][number]])), collapsed: run.collapsed });
+    const bySteps = (pairs) => new Map(pairs ? pairs[0].map((step, number) => [step, pairs[1][number]]) : []);
+    found.get(name).push({ curve: bySteps(curve), errors: bySteps(run.errors[metric]), collapsed: run.collapsed });
   }
   const rank = (name) => (name.startsWith("full training") ? 0 : 1);
   const parts = (name) => name.match(/^(.*?)(\d+(?:\.\d+)?(?:e-?\d+)?)(.*)$/i) || [name, name, 0, ""];
@@ -102,14 +103,14 @@ function groups() {
   return [...found].sort((a, b) => order(a[0], b[0]));
 }
 
-// Mean and sample std at the steps that all runs of a group have. A run that its collapse ended keeps its last value.
+// Mean and sample std, of a single run its standard error, at the steps that all runs of a group have. A run that its collapse ended keeps its last value.
 function mean(runs) {
   const steps = [...new Set(runs.flatMap((run) => [...run.curve.keys()]))].sort((a, b) => a - b), points = [];
   for (const step of steps) {
     const values = runs.map((run) => run.curve.get(step) ?? (run.collapsed && step > Math.max(...run.curve.keys()) ? [...run.curve.values()].at(-1) : undefined));
     if (values.includes(undefined)) continue;
     const middle = values.reduce((a, b) => a + b) / values.length;
-    points.push({ step, mean: middle, std: values.length > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1)) : 0 });
+    points.push({ step, mean: middle, std: values.length > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1)) : runs[0].errors.get(step) ?? 0 });
   }
   return points;
 }
@@ -137,7 +138,7 @@ function draw() {
   place.replaceChildren();
   WIDTH = Math.max(280, place.clientWidth);
   legend.replaceChildren();
-  every.slice(0, MAX_GROUPS).forEach(([name, runs], number) => lines.push({ name: `${name} (${runs.length})`, points: mean(runs), number }));
+  every.slice(0, MAX_GROUPS).forEach(([name, runs], number) => lines.push({ spread: runs.length > 1 ? ", std" : " ±", name: `${name} (${runs.length})`, points: mean(runs), number }));
   byId("curves-note").textContent = every.length > MAX_GROUPS ? `${MAX_GROUPS} of ${every.length} groups are drawn; filter the runs or choose another group.` : every.length ? "" : "No run that is shown has this metric.";
   const points = lines.flatMap((line) => line.points);
   if (!points.length) return;
@@ -184,7 +185,7 @@ function hover(place, picture, lines, x, first, last) {
     for (const line of lines) {
       const point = line.points.find((p) => p.step === step), entry = document.createElement("div");
       if (!point) continue;
-      entry.textContent = `${line.name}: ${point.mean.toFixed(3)}${point.std ? `, std ${point.std.toFixed(3)}` : ""}`;
+      entry.textContent = `${line.name}: ${point.mean.toFixed(3)}${point.std ? `${line.spread} ${point.std.toFixed(3)}` : ""}`;
       entry.style.color = COLORS[line.number % 7];
       tip.append(entry);
     }
