@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mth.config.cli import asks_for_help, one_line_errors
 from mth.foundations.errors import require
+from mth.foundations.output import prepare_output
 
 
 def plan(arguments: list[str]) -> None:
@@ -57,6 +58,7 @@ def resume(arguments: list[str]) -> None:
     from mth.grid.launch import finish, pending_cells, start
     from mth.grid.record import read_grid
 
+    prepare_output()
     grid = read_grid(_folder(arguments, None))
     names = [argument for argument in arguments[1:] if "=" not in argument]
     changes = [argument for argument in arguments[1:] if "=" in argument]

@@ -3,8 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
+from mth.foundations.progress import Bar
 from mth.foundations.statistics import plus_minus
 from mth.grid.record import Grid
 from mth.grid.state import PENDING, CellState, cell_states
@@ -59,7 +58,7 @@ class Display:
         self.looked = time.monotonic()
         self.before = {cell.entry.name: cell.state for cell in self.states}
         total, done = (sum(getattr(cell, key) for cell in self.states) for key in ("steps", "step"))
-        self.bar = tqdm(total=total, initial=done, desc="grid", unit="step", dynamic_ncols=True)
+        self.bar = Bar(total=total, initial=done, desc="grid", unit="steps")
 
     def refresh(self) -> list[CellState]:
         """Look at the files again, at most every `every_s` seconds."""
@@ -73,8 +72,8 @@ class Display:
                 told = passes if cell.state in DONE else f": {cell.reason}" if cell.reason and cell.state not in PENDING else ""
                 self.bar.write(f"{cell.entry.name}: {cell.state}{told}")
             self.before[cell.entry.name] = cell.state
-        self.bar.n = sum(cell.step for cell in self.states)
-        self.bar.set_postfix_str(counts(self.states))
+        self.bar.set_postfix_str(counts(self.states), refresh=False)
+        self.bar.update(sum(cell.step for cell in self.states) - self.bar.n)
         return self.states
 
     def close(self) -> None:

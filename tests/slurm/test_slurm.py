@@ -17,7 +17,7 @@ from mth.grid.slurm import log_path
 from mth.grid.state import cell_states
 from mth.runs.journal import read_journal
 from mth.runs.mlflow import default_uri, mlflow_client
-from tests.conftest import model_with_damaged_weights
+from tests.conftest import begin, model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -190,7 +190,7 @@ def test_failures_are_listed_the_rest_completes_and_resume_runs_what_is_left(clu
         *("-m", models, "model.lr_table=tiny", "mask_seed=0,1", *SMALL, f"run_dir={folder}"),
         *("task=alphabet_sort", "train.steps=25", "collapse.window=1000", "checkpoints.every=1", "rollout.max_tokens=48"),
     ]
-    launcher = subprocess.Popen([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launcher = begin([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
     until(lambda: (folder / "grid.json").exists(), "the grid")
     killed = folder / "0-s99.0-m0"
     until(lambda: last_step(killed) >= 2, "a few steps")
