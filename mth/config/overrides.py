@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mth.config.options import groups
 from mth.config.paper import TASK_OF
-from mth.config.typed_values import as_meant, known_keys, option, refuse_glob
+from mth.config.typed_values import as_meant, known_keys, option, refuse_glob, without_percent
 from mth.foundations.errors import UserError, require
 
 # Groups that take a number: `sparsity=99` becomes `sparsity.percent=99`, because Hydra lets no number choose a group.
@@ -32,7 +32,7 @@ def as_overrides(arguments: Sequence[str], config_name: str = "config") -> list[
         argument = rest.popleft()
         name, sign, value = argument.lstrip("-").partition("=")
         name = name if name in known else name.replace("-", "_")
-        behind = rest[0] if rest and "=" not in rest[0] and not rest[0].startswith("-") else None
+        behind = rest[0] if rest and not _begins_anew(rest[0], known) else None
         if argument.partition("=")[0] in FLAGS_WITH_VALUE:
             result += [argument, *([rest.popleft()] if not sign and rest else [])]
         elif argument in FLAGS or (not argument.startswith("-") and (sign or argument.startswith("~"))):
@@ -51,6 +51,12 @@ def as_overrides(arguments: Sequence[str], config_name: str = "config") -> list[
             require(_is_truth(name, config_name), f"{argument}: write {name}=VALUE")
             result.append(f"{name}=true")
     return result
+
+
+def _begins_anew(argument: str, known: set[str]) -> bool:
+    """Whether an argument is a flag or an override, and so no value of the flag before it."""
+    key, sign, _ = argument.lstrip("+").partition("=")
+    return argument.startswith(("-", "~")) or (bool(sign) and (key in known or key.startswith("hydra")))
 
 
 def _is_truth(key: str, config_name: str) -> bool:
@@ -73,10 +79,10 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config") -> list[s
         if not sign or override.startswith(("-", "~")):
             result.append(override)
             continue
-        value = _HOME.sub(os.path.expanduser("~"), value)
+        value = without_percent(key, _HOME.sub(os.path.expanduser("~"), value))
         if config_name == "config" and key in groups():
             value = _choice(key, value)
-            key = NUMBER_GROUPS[key] if key in NUMBER_GROUPS and _NUMBERS.fullmatch(value.replace("%", "")) else key
+            key = NUMBER_GROUPS[key] if key in NUMBER_GROUPS and _NUMBERS.fullmatch(value) else key
         else:
             require(key not in groups(), f"{key}=: Hydra takes it for a group of mth.train; set it in conf/{config_name}.yaml")
             refuse_glob(key, value)

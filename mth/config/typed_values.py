@@ -24,10 +24,13 @@ def known_keys(config_name: str) -> dict[str, Key]:
     return {each.name: each for each in keys(PretrainConfig if config_name == "pretrain" else Config)}
 
 
+def without_percent(key: str, value: str) -> str:
+    """`99%` -> `99`, for a key in percent."""
+    return re.sub(r"(?<=\d) ?%", "", value) if key in ("sparsity", "sparsity.percent") else value
+
+
 def as_meant(key: str, value: str, config_name: str = "config") -> str:
     """The value as Hydra is to read it. Raises UserError, saying what to type, for one that has no meaning for this key or several."""
-    if key in ("sparsity", "sparsity.percent"):
-        value = re.sub(r"(?<=\d) ?%", "", value)
     kind = known_keys(config_name)[key].type if key in known_keys(config_name) else ""
     if kind == "str":
         return text(key, value)
