@@ -3,6 +3,7 @@
 COMMANDS = {
     "train": "train a ticket, or with -m launch a grid of runs",
     "grid": "plan, watch, resume and cancel grids; send their journals to MLflow",
+    "watch": "the curves of a run in the terminal, while it trains",
     "report": "make the paper's tables and figures from runs",
     "samples": "read what the model wrote in a run or a grid",
     "evaluate": "pass@1 and reward of a model or of a trained ticket",

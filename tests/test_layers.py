@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mth"
 ROOMS = ["foundations", "config", "tickets", "tasks", "models", "rollout", "runs", "training", "analysis", "grid"]
-COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve"]
+COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "watch"]
 LEVEL = {room: level for level, room in enumerate(ROOMS)} | dict.fromkeys(COMMANDS, len(ROOMS))
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -91,5 +91,17 @@ def loaded(statement):
 
 def test_configuration_and_commands_load_nothing_heavy():
     assert loaded("import mth.config.schema, mth.config.stored, mth.config.cells, mth.config.help") == []
-    for module in ("train", "evaluate", "export", "pretrain", "report", "samples", "serve", "__main__", "grid.__main__", "grid.state"):
+    for module in (
+        "train",
+        "evaluate",
+        "export",
+        "pretrain",
+        "report",
+        "samples",
+        "serve",
+        "watch",
+        "__main__",
+        "grid.__main__",
+        "grid.state",
+    ):
         assert loaded(f"import mth.{module}") == []

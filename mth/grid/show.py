@@ -9,6 +9,8 @@ from mth.grid.record import Grid
 from mth.grid.state import PENDING, CellState, cell_states
 from mth.runs.folder import DONE
 
+WATCH_EVERY_S = 2.0
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
     """Columns padded to their widest entry; the first `left` and the last are flush left, the others right. Empty columns are dropped."""
@@ -47,6 +49,19 @@ def counts(states: Sequence[CellState]) -> str:
     """How many cells are in which state."""
     names = dict.fromkeys(cell.state for cell in states)
     return ", ".join(f"{sum(cell.state == name for cell in states)} {name}" for name in names)
+
+
+def status_frame(grid: Grid, height: int) -> tuple[str, bool]:
+    """The table of a grid for a terminal of so many lines, and whether all cells have ended. What works comes first, counts come last."""
+    states = cell_states(grid)
+    over = not any(cell.state in PENDING for cell in states)
+    room = height - 4
+    if over or len(states) <= room:
+        return state_table(states), over
+    order = ("running", "failed", "killed", "queued")
+    first = sorted(states, key=lambda cell: order.index(cell.state) if cell.state in order else len(order))
+    head, _, _ = state_table(first[:room]).rpartition("\n")
+    return f"{head}\n... and {len(states) - room} more cells\n{counts(states)}", over
 
 
 class Display:

@@ -17,15 +17,26 @@ def passes(step: int, metrics: Mapping[str, float]) -> dict[str, tuple[int, floa
     return {key.split("/")[1]: (step, value) for key, value in metrics.items() if key.startswith("eval/") and key.endswith(f"/{PASS_AT_1}")}
 
 
-def show_step(bar: Bar, step: int, metrics: Mapping[str, float], newest: Passes) -> None:
-    """Move the bar to a step, with its reward and tokens per second, and the newest pass@1. A step that was evaluated is always shown."""
+def numbers(step: int, metrics: Mapping[str, float], newest: Passes) -> list[str]:
+    """Reward and tokens per second of a step, and the newest pass@1 of each task, in words."""
     words = [f"reward {metrics[REWARD]:.3f}"] if REWARD in metrics else []
     for task, (evaluated, value) in newest.items():
         name = "pass@1" if len(newest) == 1 else f"{task} pass@1"
         words.append(f"{name} {value:.3f}" + (f" (step {evaluated})" if evaluated != step else ""))
-    if "tokens_per_second" in metrics:
-        words.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    bar.set_postfix_str(", ".join(words), refresh=False)
+    return [*words, f"{metrics['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in metrics else words
+
+
+def latest(entries: Sequence[Entry]) -> list[str]:
+    """The same for the end of a journal."""
+    newest: dict[str, tuple[int, float]] = {}
+    for entry in entries:
+        newest |= passes(entry.step, entry.metrics)
+    return numbers(entries[-1].step, entries[-1].metrics, newest) if entries else []
+
+
+def show_step(bar: Bar, step: int, metrics: Mapping[str, float], newest: Passes) -> None:
+    """Move the bar to a step, with its numbers. A step that was evaluated is always shown."""
+    bar.set_postfix_str(", ".join(numbers(step, metrics, newest)), refresh=False)
     bar.update(step - bar.n)
     if any(evaluated == step for evaluated, _ in newest.values()):
         bar.refresh()

@@ -164,6 +164,15 @@ def test_cells_of_different_resources_are_arrays_of_their_own_and_leave_the_queu
     until(lambda: set(states(folder).values()) == {"cancelled"}, "an empty queue")
 
 
+def test_a_line_of_the_setup_that_fails_ends_the_job_with_that_line(cluster, tmp_path):
+    folder = tmp_path / "multirun" / "setup"
+    setup = "hydra.launcher.setup=['export A=1','module load cuda']"
+    result = mth("train", "-m", "mask_seed=0", *SMALL, "tracker=none", setup, f"run_dir={folder}", cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert "0-s99.0-m0: failed: hydra.launcher.setup: module load cuda (exit status 127)" in result.stderr
+    assert not (folder / "0-s99.0-m0" / "run.json").exists()
+
+
 def test_edits_while_jobs_queue_change_nothing(cluster, tmp_path):
     """A working copy is edited between submission and start: its code would now fail, its configuration would now take more steps."""
     for part in ("mth", "conf", "hydra_plugins"):
