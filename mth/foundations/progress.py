@@ -27,7 +27,8 @@ class Bar(tqdm):
         self.as_lines = not sys.stderr.isatty()
         self.said: tuple[Any, ...] = ()
         if self.as_lines:
-            settings |= {"mininterval": every_s, "bar_format": LINE, "delay": 1e-9, "dynamic_ncols": False, "ncols": None, "disable": False}
+            settings |= {"mininterval": every_s, "bar_format": LINE, "delay": 1e-9, "dynamic_ncols": False, "ncols": None}
+            settings["disable"] = bool(settings.get("disable"))  # an explicit False outweighs TQDM_DISABLE, which keeps other bars away
         super().__init__(*arguments, **{"miniters": 0, "dynamic_ncols": True} | settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:

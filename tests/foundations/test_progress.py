@@ -63,6 +63,11 @@ def test_generating_is_shown_under_its_purpose_if_it_takes_long_and_leaves_nothi
     assert capsys.readouterr().err == ""
 
 
+def test_a_bar_that_is_switched_off_says_nothing(capsys):
+    assert list(Bar([1, 2], desc="gram", unit="blocks", disable=True)) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
