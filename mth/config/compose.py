@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mth.config.fields import keys
 from mth.config.launchers import LAUNCHERS
 from mth.config.options import groups
 from mth.config.overrides import MIXTURE, rewrite_numbers
@@ -66,6 +67,8 @@ NAMES_ELSEWHERE = {"learning_rate": "lr", "max_steps": "train.steps", "num_gener
 def _nearest(name: str) -> str:
     """A question for the key that was meant: one of the same last part, or of a name that other programs have, or of a similar spelling."""
     last, known = name.rpartition(".")[2], [*flat(to_plain(Config())), *groups()]
+    if name.startswith("hydra."):
+        known = [each.name for launcher in LAUNCHERS.values() for each in keys(launcher, "hydra.launcher.")]
     same = [each for each in known if each.rpartition(".")[2] == last and each != name]
     near = [NAMES_ELSEWHERE[last]] if last in NAMES_ELSEWHERE else sorted(same, key=len) or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
