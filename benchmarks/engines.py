@@ -56,8 +56,8 @@ def measure(name: str) -> None:
     if name == "tiny":
         model, sizes = ModelConfig(), TINY
     else:
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        base = ModelConfig(name=name, path=name, init=Init.random, tokenizer=str(TINY_MODEL))
+        device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+        base = ModelConfig(name=name, device=device, path=name, init=Init.random, tokenizer=str(TINY_MODEL))
         model, sizes = replace(base, dtype=Dtype[dtype]), LARGE_GPU if torch.cuda.is_available() else LARGE_CPU
     prompts, group_size, prompt_tokens, new_tokens = sizes
     policy = load_policy(model)

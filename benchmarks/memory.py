@@ -17,7 +17,15 @@ from mth.grid.memory import facts_of_models, memory_estimate
 
 SHORT = ["train.steps=2", "eval.samples=16", "eval.every=0", "tracker=none"]
 # The embedded model's tokenizer keeps prompts short, so that the sizes below decide.
-HALF = ["model=qwen2.5-0.5b", "model.init=random", "model.path=random", "model.tokenizer=mth/assets/tiny", "task=arithmetic", *SHORT]
+HALF = [
+    "model=qwen2.5-0.5b",
+    "model.device=cpu",
+    "model.init=random",
+    "model.path=random",
+    "model.tokenizer=mth/assets/tiny",
+    "task=arithmetic",
+    *SHORT,
+]
 HALF += ["train.batch_size=24", "rollout.group_size=8", "rollout.max_tokens=64", "eval.max_tokens=16", "rollout.batch_size=32", "lr=1e-6"]
 # Rows of four replies have about 280 tokens: three of them fill a micro-batch (seven where it is checkpointed), of which the prediction speaks.
 HALF += ["train.micro_batch_tokens=860"]

@@ -7,9 +7,7 @@ they compute its gradient.
 import sys
 from collections.abc import Callable
 
-import peft
 import torch
-from interleave import Memory, take_turns
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -81,6 +79,8 @@ def adapters(kind: str) -> Callable[[PreTrainedModel, float], Step]:
     """LoRA or SHiRA of peft on the linear layers, with as many parameters as the ticket. If these are few, rank one on some layers."""
 
     def build(model: PreTrainedModel, percent: float) -> Step:
+        import peft
+
         wanted = sum(index.size for index in mask_of(model, percent).values())
         layers = {n: sum(m.weight.shape) for n, m in model.named_modules() if n.endswith(LINEAR)}
         rank = max(1, round(wanted / sum(layers.values())))
@@ -178,6 +178,8 @@ METHODS: dict[str, Callable[[PreTrainedModel, float], Step]] = {
 
 
 def main(method: str, name: str, percent: float, tokens: int) -> None:
+    from interleave import Memory, take_turns
+
     if DEVICE.type == "cpu":
         keep_freed_memory()
     model = build_model(name)

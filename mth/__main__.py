@@ -7,7 +7,7 @@ COMMANDS = {
     "report": "make the paper's tables and figures from runs",
     "samples": "read what the model wrote in a run or a grid",
     "evaluate": "pass@1 and reward of a model or of a trained ticket",
-    "export": "merge a trained ticket into its model, as a Hugging Face checkpoint",
+    "export": "write a trained ticket as a Hugging Face checkpoint, as a ticket, or as an adapter of PEFT",
     "serve": "run vLLM in a process of its own, for rollout=vllm_server",
     "pretrain": "make the embedded base model again",
 }

@@ -1,25 +1,51 @@
-"""python -m mth.export: merge a trained ticket into its model and write a plain Hugging Face checkpoint."""
+"""python -m mth.export: write a trained ticket for others: merged into its model, as a ticket, or as an adapter of PEFT."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mth.config.cli import one_line_errors
 from mth.foundations.errors import require
 
+FORMATS = {
+    "merged": "load it with AutoModelForCausalLM.from_pretrained, or train on it with model.path={out} lr=...",
+    "ticket": 'load it onto its base model with mth.load_ticket(model, "{out}")',
+    "peft": 'load it onto its base model with PeftModel.from_pretrained(model, "{out}")',
+}
 
-def export(source: Path, out: Path) -> None:
-    """Write model and tokenizer to `out`, as `save_model` does. Raises UserError if `out` is not empty or `source` is not a checkpoint."""
+
+def export(source: Path, out: Path, format: str = "merged", push: str | None = None, private: bool | None = None) -> str | None:
+    """Write a ticket to `out`, with a model card. format: a key of FORMATS; `merged` writes model and tokenizer as `save_model` does.
+
+    push: hub id of a model repository to upload the folder to, whose address is returned. Raises UserError if `out` is not empty, if
+    `source` is not a checkpoint, or if the format cannot hold the ticket.
+    """
     require(not out.is_file(), f"{out} is a file; choose a new folder")
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; choose another folder")
+    from mth.library import of_checkpoint
+    from mth.models.load import load_policy
     from mth.models.save import save_model
     from mth.runs.checkpoint import open_checkpoint
-    from mth.training.setup import assemble_ticket
+    from mth.runs.contents import refuse_other_model
+    from mth.runs.facts import results_of, training_of
+    from mth.tickets.attach import attach_saved
+    from mth.tickets.hub import push as upload
 
     checkpoint = open_checkpoint(source)
     config = checkpoint.config
     config.model.device = "cpu"
-    policy, _ = assemble_ticket(config, checkpoint)
-    save_model(policy.model, policy.tokenizer, out)
+    policy = load_policy(config.model)
+    refuse_other_model(checkpoint.path.parent.parent, config)
+    ticket = attach_saved(policy.model, of_checkpoint(checkpoint))
+    ticket.base_model = config.model.path or config.model.name
+    facts: dict[str, Any] = {"results": results_of(checkpoint), "training": training_of(checkpoint), "hub_id": push}
+    if format == "merged":
+        ticket.merge()
+        ticket.write_card(out, format, **facts)
+        save_model(policy.model, policy.tokenizer, out)
+    else:
+        ticket.save(out, format, **facts)
+    return upload(out, push, private) if push else None
 
 
 @one_line_errors
@@ -27,9 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mth.export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="checkpoint file, or a run folder (its newest one)")
     parser.add_argument("out", type=Path, help="folder to write, new or empty")
+    parser.add_argument("--format", choices=FORMATS, default="merged", help="merged: a plain Hugging Face checkpoint (default)")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", default=None, help="with --push: make a new repository private")
     arguments = parser.parse_args()
-    export(arguments.checkpoint, arguments.out)
-    print(f"{arguments.out}: load it with AutoModelForCausalLM.from_pretrained, or train on it with model.path={arguments.out} lr=...")
+    address = export(arguments.checkpoint, arguments.out, arguments.format, arguments.push, arguments.private)
+    print(f"{arguments.out}: {FORMATS[arguments.format].format(out=arguments.out)}" + (f"; uploaded to {address}" if address else ""))
 
 
 if __name__ == "__main__":

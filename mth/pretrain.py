@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     from mth.config.stored import to_plain
     from mth.foundations.files import write_json
     from mth.foundations.progress import Bar
-    from mth.models.load import resolve_device
+    from mth.models.device import resolve_device
     from mth.models.pretraining import (
         Slips,
         build_model,

@@ -22,7 +22,7 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from mth.config.schema import Config
+    from mth.grid.placement import Place
     from mth.runs.folder import RunFolder
     from mth.runs.summary import Summary
 
@@ -68,20 +69,28 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
         print(f"MLflow UI:      {ui_command(config.tracker.uri or default_uri(root))}")
 
 
-def run(config: "Config", run_dir: Path) -> None:
-    """Check, place and train one run. run_dir: given by the user, or a new folder."""
+def place(config: "Config", run_dir: Path) -> "Place":
+    """Check a run and make its folder. run_dir: given by the user, or a new and empty folder."""
     from mth.config.cells import Cell
-    from mth.foundations.signals import listen, nothing_to_save
+    from mth.grid.capacity import place_on_devices
     from mth.grid.placement import place_run, runs_root
     from mth.grid.preflight import preflight
+
+    cells = [Cell((), "", config, {})]
+    place_on_devices(cells, preflight(cells))
+    chosen = place_run(config, run_dir, runs_root())
+    if chosen.to_do:
+        chosen.prepare(config)
+    return chosen
+
+
+def run(config: "Config", place: "Place") -> None:
+    """Train one run, unless it is finished, and print what came out."""
+    from mth.foundations.signals import listen, nothing_to_save
+    from mth.grid.placement import runs_root
     from mth.runs.folder import RunFolder
 
     root = runs_root()
-    try:
-        preflight([Cell((), "", config, {})])
-        place = place_run(config, run_dir, root)
-    finally:
-        remove_empty(run_dir, root)  # Hydra made it; the run makes its folder itself
     if not place.to_do:
         print(f"finished before, in {place.dir}; force=true runs it again")
         return report(RunFolder(place.dir).summary(), config, place.dir, root)
@@ -89,7 +98,6 @@ def run(config: "Config", run_dir: Path) -> None:
         print(f"continuing the run in {place.dir} (force=true starts anew)")
     elif place.beginning is not None:
         print(f"continuing from {place.beginning}, which is a shorter run of the same configuration (force=true starts anew)")
-    place.prepare(config)
     from mth.training.loop import train
 
     requests = listen()
@@ -144,11 +152,18 @@ def main(cfg: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from mth.config.recipes import load_run
+    from mth.grid.placement import holds_time, new_folder
 
     config = load_run(cfg, list(HydraConfig.get().overrides.task))
     choice = HydraConfig.get().runtime.choices["hydra/launcher"]
     require(choice == "local" and not config.detach, "hydra/launcher= and detach= are for grids: add -m, also for a grid of one cell")
-    run(config, Path(HydraConfig.get().runtime.output_dir))
+    for override in HydraConfig.get().overrides.hydra:
+        require(not override.startswith("hydra.run."), f"{override}: give the folder of a run with run_dir=")
+    assert config.run_dir is not None
+    given, config.run_dir = Path(config.run_dir).absolute(), None if holds_time(cfg) else config.run_dir
+    with new_folder(given) if config.run_dir is None else nullcontext(given) as run_dir:
+        placed = place(config, run_dir)
+    run(config, placed)
 
 
 @one_line_errors

@@ -12,8 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
+from mth import load_ticket
+from mth.foundations.paths import TINY_MODEL
 from mth.foundations.secrets import TOKEN_VARIABLE
 from mth.grid.launch import hints
 from mth.grid.record import Grid, GridCell
@@ -172,6 +176,10 @@ def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path)
     ticket = json.loads(mth("evaluate", f"checkpoint={run}", "--json", cwd=grid).stdout)
     plain = json.loads(mth("evaluate", f"model.path={tmp_path / 'merged'}", *SMALL, "--json", cwd=grid).stdout)
     assert plain == ticket
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
+    load_ticket(model, run)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
     again = mth("export", run, tmp_path / "merged", cwd=grid, check=False)
     assert again.returncode == 2
     assert "is not empty" in again.stderr

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mth"
 ROOMS = ["foundations", "config", "tickets", "tasks", "models", "rollout", "runs", "training", "analysis", "grid"]
-COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "watch"]
+COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "watch", "library"]
 LEVEL = {room: level for level, room in enumerate(ROOMS)} | dict.fromkeys(COMMANDS, len(ROOMS))
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -90,6 +90,8 @@ def loaded(statement):
 
 
 def test_configuration_and_commands_load_nothing_heavy():
+    assert loaded("import mth; dir(mth)") == []
+    assert loaded("import mth; mth.attach") == ["torch"]
     assert loaded("import mth.config.schema, mth.config.stored, mth.config.cells, mth.config.help") == []
     for module in (
         "train",

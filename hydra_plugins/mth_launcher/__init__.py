@@ -4,6 +4,7 @@ Hydra finds plugins only in the namespace package `hydra_plugins` and imports th
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ class GridSweeper(Sweeper):
         from mth.config.cells import combinations
 
         cells = combinations(self.params, arguments)
-        folder = Path(self.config.hydra.sweep.dir)
         results = self.launcher.launch(cells, 0)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        OmegaConf.save(self.config, self.launcher.folder / "multirun.yaml")
         return [results]
 
 
@@ -46,20 +46,25 @@ class GridLauncher(Launcher):
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+        from mth.grid.placement import holds_time
+
+        self.config, self.folder, self.new = config, Path(config.hydra.sweep.dir).absolute(), holds_time(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Returns pass@1 after training (or None) per cell, for sweepers that optimize."""
+        """Returns pass@1 after training (or None) per cell, for sweepers that optimize. All calls of a sweeper share one folder."""
         from mth.config.cells import compose_cells, distinct
         from mth.config.identity import identity
         from mth.grid.launch import launch
+        from mth.grid.placement import new_folder
 
         chosen = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         cells = compose_cells([list(overrides) for overrides in job_overrides], [str(o) for o in chosen or ()], initial_job_idx)
         once = distinct(cells)
         if len(once) < len(cells):
             print(f"{len(cells) - len(once)} cells ask for the same run as an earlier one and are left out")
-        passes = dict(zip((identity(cell.config) for cell in once), launch(once, Path(self.config.hydra.sweep.dir)), strict=True))
+        with new_folder(self.folder) if self.new else nullcontext(self.folder) as folder:
+            self.folder, self.new = folder, False
+            passes = dict(zip((identity(cell.config) for cell in once), launch(once, folder), strict=True))
         return [
             JobReturn(overrides=list(cell.overrides), status=JobStatus.COMPLETED, _return_value=passes[identity(cell.config)])
             for cell in cells

@@ -83,19 +83,10 @@ def read_run(path: Path, root: Path) -> Run:
     name = "." if path == root else str(path.relative_to(root))
     changed = folder.journal_file.stat().st_mtime if folder.journal_file.is_file() else 0.0
     entries = read_journal(path)
-    _check_numbers(entries, folder.journal_file.name)
     if damaged := damaged_lines(path):
         raise ValueError(f"{folder.journal_file.name}: line {', '.join(map(str, damaged))} is damaged")
     commit = commit_name(folder.record().get("code") or {})
     return Run(name, config, identity(config), status, summary.reason or "", commit, summary, entries, path, changed)
-
-
-def _check_numbers(entries: list[Entry], file: str) -> None:
-    """Raise ValueError unless every step is an integer and every metric a number."""
-    for entry in entries:
-        valid = type(entry.step) is int and isinstance(entry.metrics, dict)
-        if not valid or not all(isinstance(value, int | float) for value in entry.metrics.values()):
-            raise ValueError(f"{file} has a line that is not a step with numbers, step {entry.step!r}")
 
 
 @dataclass

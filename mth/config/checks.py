@@ -20,13 +20,16 @@ def check_rules(config: Any) -> None:
     for key, names in (("paths", c.eval.paths), ("per_task", c.eval.per_task)):
         for name in names:
             require(name in options("task"), f"eval.{key}.{name} is unknown; choose from {', '.join(options('task'))}")
-    require(c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer and mask=last_layer")
+    require(
+        c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer, middle_layer and last_layer"
+    )
     require(c.mask.magnitude is None or c.mask.family == "magnitude", "mask.magnitude belongs to mask=magnitude")
     require(
         not (c.optimizer.clip_norm is ClipNorm.dense and c.optimizer.weight_gradient is WeightGradient.sampled),
         "optimizer.clip_norm=dense needs whole gradients: leave optimizer.weight_gradient at auto",
     )
     require(re.match(r"https?://\w", c.rollout.url) is not None, f"rollout.url={c.rollout.url} must be like http://127.0.0.1:8711")
+    require(c.run_dir is None or bool(c.run_dir.strip()), "run_dir= is empty; name a folder, or leave it out")
     device = c.model.device
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is not None, f"model.device={device} must be auto, cpu or cuda[:N]")
 

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-LAYER_FAMILIES = ("first_layer", "last_layer")  # mask families that have a budget
+LAYER_FAMILIES = ("first_layer", "middle_layer", "last_layer")  # mask families that have a budget
 FIXED_FAMILIES = ("magnitude",)  # mask families that draw nothing: one mask, whatever the seed
 
 

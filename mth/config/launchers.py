@@ -36,7 +36,7 @@ class SlurmLauncher:
     timeout_min: int = key(240, "time limit of a job, in minutes", least=1)
     nodes: int = key(1, "machines per cell; must be 1", least=1)
     cpus_per_task: int = key(4, "cores per cell", least=1)
-    gpus_per_node: int | None = key(None, "GPUs per cell", least=0)
+    gpus_per_node: int | None = key(None, "GPUs per cell; null: one where the model needs it, else none", least=0)
     mem_gb: float = key(16.0, "memory per cell, in GB", above=0)
     array_parallelism: int = key(20, "cells at a time", least=1)
     signal_delay_s: int = key(120, "how long before the time limit a cell is asked to save, in seconds", least=1)

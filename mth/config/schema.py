@@ -46,6 +46,7 @@ class ModelConfig:
     init_seed: int = key(0, "seed of random weights", matters=lambda c: c.model.init is Init.random)
     dtype: Dtype = key(Dtype.float32, "number format of the weights")
     device: str = key("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    deterministic: bool = key(True, "on a GPU: same command, same bits; false: faster", place=True)
     activation_checkpointing: bool = key(False, "recompute activations in backward: less memory, more time")
     lr_table: str | None = key(None, "learning rates that lr=table2 reads; null: those of the model's name")
 
@@ -115,7 +116,7 @@ class MaskConfig:
     """Which entries are trained."""
 
     family: str = key("random", "how entries are chosen", group="mask")
-    budget: Budget | None = key(None, "first_layer and last_layer: entries as many as a random mask has, or the whole layer")
+    budget: Budget | None = key(None, "first_layer, middle_layer, last_layer: entries as many as a random mask has, or the whole layer")
     magnitude: Magnitude | None = key(None, "magnitude: the entries of largest or smallest absolute value")
     options: dict[str, Any] = key({}, "further options of the family, named by its file in mth/tickets/masks/", later=True)
 

@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mth.config.schema import Config
 from mth.foundations.errors import UserError, first_line, require
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_BYTES, MAX_DEPTH = 2**20, 20  # of a configuration
 MARK = "\ufdd2"  # between `$` and `{` while OmegaConf reads; Unicode reserves it for such uses
 
 
@@ -98,10 +100,19 @@ def to_yaml(config: Config) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The plain data of a stored configuration, not validated. Raises UserError if the file is missing or damaged."""
+    """The plain data of a stored configuration, not validated. Raises UserError if the file is missing or damaged.
+
+    A file that would take long to read, or end the process, is damaged too: a large one, a deeply nested one, one with aliases.
+    """
     require(path.is_file(), f"{path} does not exist: not a run folder of mth?")
     try:
-        data = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        require(path.stat().st_size <= MAX_BYTES, f"{path} is damaged (a configuration has less than {MAX_BYTES:,} bytes)")
+        text, depth = path.read_text(), 0
+        for event in yaml.parse(text, LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            require(depth <= MAX_DEPTH, f"{path} is damaged (it is nested deeper than {MAX_DEPTH} levels)")
+            require(not isinstance(event, yaml.AliasEvent), f"{path} is damaged (it holds the alias *{getattr(event, 'anchor', '')})")
+        data = yaml.load(text, LOADER)
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)})") from error
     require(isinstance(data, dict), f"{path} is damaged (it holds no keys)")

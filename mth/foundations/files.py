@@ -4,7 +4,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -12,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # numbers that JSON lacks, by the text that stands for them
+
+LEFTOVER = re.compile(r"\..+\.(?P<pid>\d+)(@(?P<host>[^@]+))?\.tmp")  # names of temporary files
+DAY_S = 24 * 3600
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -41,6 +47,31 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process makes what will be `path`; a process that is killed leaves it to `remove_leftovers`."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that processes of this machine left in a folder when they were killed.
+
+    Those of other machines, and of older versions, which did not name the machine, are removed after a day.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = LEFTOVER.fullmatch(path.name)
+        with suppress(OSError):
+            if match is None or path.is_symlink():
+                continue
+            if match["host"] == socket.gethostname():
+                gone = int(match["pid"]) == os.getpid() or not Path(f"/proc/{match['pid']}").exists()
+            else:
+                gone = path.stat().st_mtime < time.time() - DAY_S
+            if gone and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif gone:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Returns an empty one if the file is missing or holds no JSON object."""
     try:
         data = from_json(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

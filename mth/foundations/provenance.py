@@ -6,12 +6,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mth.foundations.files import read_json, write_json
+from mth.foundations.files import read_json, temporary_path, write_json
 from mth.foundations.paths import PACKAGE, conf_dir
 
 SNAPSHOT = "snapshot.json"
@@ -58,16 +57,17 @@ def snapshot(folder: Path) -> Path:
         return frozen
     folder.mkdir(parents=True, exist_ok=True)
     version = code_version()
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        fresh = Path(temporary) / frozen.name
+    fresh = temporary_path(frozen)
+    try:
         for name, source in sources.items():
             shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
         write_json(fresh / SNAPSHOT, version)
-        try:
-            os.rename(fresh, frozen)
-        except OSError:
-            if not frozen.is_dir():  # unless another launch made the same copy first
-                raise
+        os.rename(fresh, frozen)
+    except OSError:
+        if not frozen.is_dir():  # unless another launch made the same copy first
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return frozen
 
 

@@ -1,7 +1,8 @@
 """python -m mth.grid: plan a grid before it is launched; watch, resume and cancel it afterwards.
 
 Usage
-  python -m mth.grid plan <arguments of python -m mth.train -m>   cells, active parameters, memory, rollouts, what is finished; runs nothing
+  python -m mth.grid plan <arguments of python -m mth.train -m>   cells, active parameters, memory, rollouts, what is finished; runs nothing.
+                                                                  gpu_memory_gib=80: memory on a GPU of that size, wherever it is planned
   python -m mth.grid status <folder> [--watch]                    a table of the cells, from files and from SLURM while it remembers;
                                                                   --watch redraws it until all cells have ended
   python -m mth.grid watch <folder>                               the same as a progress bar, until all cells have ended
@@ -29,10 +30,17 @@ def plan(arguments: list[str]) -> None:
     from mth.grid.plan import plan_table
     from mth.grid.preflight import preflight
 
-    cells = cells_of(["-m", *arguments])
-    models = preflight(cells)
+    card = None
+    for given in [argument for argument in arguments if argument.startswith("gpu_memory_gib=")]:
+        text = given.partition("=")[2]
+        require(
+            text.replace(".", "", 1).isdigit() and float(text) > 0, f"{given}: give the memory of one GPU in GiB, e.g. gpu_memory_gib=80"
+        )
+        card = int(float(text) * 2**30)
+    cells = cells_of(["-m", *(argument for argument in arguments if not argument.startswith("gpu_memory_gib="))])
+    models = preflight(cells, elsewhere=card is not None)
     folder = Path(cells[0].config.run_dir or runs_root()).resolve()
-    print(plan_table(cells, place_cells(cells, folder, runs_root()), models))
+    print(plan_table(cells, place_cells(cells, folder, runs_root()), models, card))
 
 
 def status(arguments: list[str]) -> None:

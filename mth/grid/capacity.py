@@ -2,15 +2,19 @@
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from mth.config.cells import Cell
-from mth.foundations.errors import require
+from mth.config.schema import Config
+from mth.foundations.errors import UserError
 from mth.grid.local import slots, visible_gpus
-from mth.grid.memory import ModelFacts, memory_estimate
+from mth.grid.memory import ModelFacts, memory_estimate, on_card
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -49,29 +53,95 @@ def gpu_bytes() -> dict[str, int]:
     return {name: int(mib) * 2**20 for *names, mib in rows for name in names}
 
 
-def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> list[Need]:
-    """What each memory of this machine must hold at most, the largest cells running at the same time. Empty for a grid on SLURM.
+def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | None = None) -> list[Need]:
+    """What each memory must hold at most, the largest cells running at the same time: this machine's, or one GPU of `card` bytes per cell.
 
-    models: facts by `repr` of `Config.model`.
+    models: facts by `repr` of `Config.model`. Without a card, cells for SLURM count nowhere: their nodes have memory of their own.
     """
-    local = [cell for cell in cells if cell.launcher.get("kind") == "local"]
+    if card is not None:
+        parts = [memory_estimate(cell.config, models[repr(cell.config.model)], card) for cell in cells if cell.config.model.device != "cpu"]
+        return [Need(f"a GPU of {card / 2**30:.0f} GiB", 1, max(map(on_card, parts)), card)] if parts else []
+    local = [cell for cell in cells if cell.launcher.get("kind") != "slurm"]
     if not local:
         return []
     gpus = [] if all(cell.config.model.device == "cpu" for cell in local) else visible_gpus()
-    parts = [memory_estimate(cell.config, models[repr(cell.config.model)]) for cell in local]
-    places = slots(local[0].launcher["jobs"], gpus, 1)[: len(local)]
+    there = gpu_bytes() if gpus else {}
+    places = slots(local[0].launcher.get("jobs"), gpus, 1)[: len(local)]
+
+    def sizes(card: int | None) -> list[dict[str, int]]:
+        return [memory_estimate(cell.config, models[repr(cell.config.model)], card) for cell in local]
+
     if not gpus:
-        largest = sorted((sum(part.values()) for part in parts), reverse=True)[: len(places)]
+        largest = sorted((sum(part.values()) for part in sizes(None)), reverse=True)[: len(places)]
         return [Need("this machine", len(largest), sum(largest), machine_bytes())]
-    largest = sorted((sum(part.values()) - part["process"] for part in parts), reverse=True)
-    shared, there = [place["CUDA_VISIBLE_DEVICES"] for place in places], gpu_bytes()
-    together = {gpu: largest[: shared.count(gpu)] for gpu in dict.fromkeys(shared)}
-    return [Need(f"GPU {gpu}", len(sizes), sum(sizes), there[gpu]) for gpu, sizes in together.items() if gpu in there]
+    shared = [place["CUDA_VISIBLE_DEVICES"] for place in places]
+    found = []
+    for gpu in dict.fromkeys(shared):
+        if gpu in there:
+            largest = sorted(map(on_card, sizes(there[gpu])), reverse=True)[: shared.count(gpu)]
+            found.append(Need(f"GPU {gpu}", len(largest), sum(largest), there[gpu]))
+    return found
+
+
+def place_on_devices(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> list[Cell]:
+    """The cells, those for SLURM asking for a GPU where their models need one. models: see `needs`.
+
+    Raises UserError if a model that is too large for a CPU would be trained on this machine's by mistake.
+    """
+    from mth.models.device import LARGEST_ON_CPU, resolve_device
+
+    placed = []
+    for cell in cells:
+        device, size = cell.config.model.device, models[repr(cell.config.model)].parameters
+        settings = cell.launcher
+        if settings.get("kind") != "slurm":
+            resolve_device(device, partial(int, size))
+        elif settings["gpus_per_node"] is None and device != "cpu" and (device != "auto" or size > LARGEST_ON_CPU):
+            settings = settings | {"gpus_per_node": 1}
+        placed.append(replace(cell, launcher=settings))
+    return placed
 
 
 def refuse_too_large(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> None:
-    """Raise UserError, naming the key, if the cells that would run at a time do not fit."""
+    """Raise UserError, naming the key, if the cells that would run at a time do not fit, or as `place_on_devices` does."""
     for need in needs(cells, models):
-        fitting = need.cells * need.there // need.needed
-        remedy = f"use hydra.launcher.jobs={fitting}" if fitting else "lower train.micro_batch_tokens or rollout.batch_size"
-        require(need.needed <= need.there, f"{need}; {remedy}")
+        if need.needed > need.there:
+            place_on_devices(cells, models)  # a GPU that is missed says more
+            raise UserError(f"{need}; {remedy(need, cells, models)}")
+
+
+def remedy(need: Need, cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> str:
+    """What to type so that what is needed fits: fewer cells at a time, or the first key that is enough for the largest cell."""
+    fewer = need.cells * need.there // need.needed
+    if fewer:
+        return f"use hydra.launcher.jobs={fewer}"
+    on_gpu = need.where != "this machine"
+
+    def size(config: Config, model: ModelFacts) -> int:
+        parts = memory_estimate(config, model, need.there if on_gpu else None)
+        return on_card(parts) if on_gpu else sum(parts.values())
+
+    cell = max(cells, key=lambda cell: size(cell.config, models[repr(cell.config.model)]))
+    for text, config in changes(cell.config):
+        if size(config, models[repr(cell.config.model)]) <= need.there:
+            return f"use {text}"
+    return "lower train.micro_batch_tokens or rollout.batch_size"
+
+
+def changes(config: Config) -> Iterator[tuple[str, Config]]:
+    """Changes that save memory, the least costly first: what to type, and the configuration it makes."""
+    config = deepcopy(config)
+    tokens, sequences = config.train.micro_batch_tokens, config.rollout.batch_size
+    parts = (1, 2, 4, 8, 16)
+    pairs = product(parts, parts if config.rollout.engine == "hf" else (1,))
+    for fewer_tokens, fewer_sequences in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0]))[1:]:
+        config.train.micro_batch_tokens, config.rollout.batch_size = max(tokens // fewer_tokens, 1), max(sequences // fewer_sequences, 1)
+        new = {"train.micro_batch_tokens": config.train.micro_batch_tokens} if fewer_tokens > 1 else {}
+        new |= {"rollout.batch_size": config.rollout.batch_size} if fewer_sequences > 1 else {}
+        text = " ".join(f"{key}={value}" for key, value in new.items())
+        yield text, config
+    config.model.activation_checkpointing = True
+    yield f"{text} model.activation_checkpointing=true", config
+    if config.rollout.engine == "vllm":
+        config.rollout.gpu_memory_utilization /= 2
+        yield f"{text} model.activation_checkpointing=true rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization:g}", config

@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import chdir, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from mth.config.cells import Cell
+from mth.config.cells import Cell, compose_cells
 from mth.config.choices import TrackerName
-from mth.foundations.errors import UserError, first_line
-from mth.foundations.files import write_json
+from mth.config.identity import identity
+from mth.foundations.errors import UserError, first_line, require
+from mth.foundations.files import remove_leftovers, write_json
+from mth.foundations.locks import hold
 from mth.foundations.provenance import code_version, environment, snapshot
 from mth.grid import local, slurm
+from mth.grid.capacity import place_on_devices
 from mth.grid.placement import TO_DO, Place, place_cells, runs_root
 from mth.grid.preflight import preflight
 from mth.grid.record import Grid, GridCell, asked_to_end, is_grid, launcher_at, log_event, read_grid
@@ -25,6 +29,7 @@ from mth.runs.folder import DONE, RunFolder, host_name
 from mth.runs.journal import read_journal
 
 SLURM_POLL_S = 3.0
+PREPARE_PATIENCE_S = 300.0  # placing a large grid takes seconds
 WORDS = {
     "new": "new",
     "extended": "extend shorter runs",
@@ -39,7 +44,7 @@ def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
 
     `placement` says which cells run and where. Raises UserError before anything runs if something is wrong, and at the end if cells failed.
     """
-    preflight(cells)
+    cells = place_on_devices(cells, preflight(cells))
     grid = prepare(cells, folder.resolve(), runs_root())
     prepare_stores(cells, grid.root)
     counts = {found: sum(cell.found == found for cell in grid.cells) for found in WORDS}
@@ -54,21 +59,34 @@ def launch(cells: Sequence[Cell], folder: Path) -> list[float | None]:
 def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
     """Write everything that the cells need: configurations, the frozen code, the grid's record. Nothing runs yet.
 
-    A folder that is a grid already keeps its other cells; the returned grid has only those that were asked for. Raises UserError if a
-    cell's folder belongs to another configuration.
+    A folder that is a grid already keeps its other cells; the returned grid has only those that were asked for. One command at a time looks
+    at the folder and writes to it. Raises UserError if a cell's folder belongs to another configuration.
     """
-    placed = place_cells(cells, folder, root)
     folder.mkdir(parents=True, exist_ok=True)
-    for cell, entry in zip(cells, placed, strict=True):
-        if entry.found in TO_DO:
-            Place(entry.found, entry.dir, entry.beginning_dir).prepare(cell.config)
-            RunFolder(entry.dir).write_config(cell.config)
-    code = snapshot(folder / "code")
-    write_json(folder / "environment.json", environment())
-    asked = {name for entry in placed for name in (entry.name, entry.identity)}
-    kept = [entry for entry in read_grid(folder).cells if not {entry.name, entry.identity} & asked] if is_grid(folder) else []
-    grid = Grid(folder, root, code, code_version(), shlex.join(["python", "-m", "mth.train", *sys.argv[1:]]), [*kept, *placed])
-    grid.write()
+    lock = folder / ".grid"
+    handle = hold(lock, PREPARE_PATIENCE_S)
+    require(handle is not None, f"{folder}: another command is still preparing a grid there; wait for it, or give another run_dir=")
+    assert handle is not None
+    with handle:
+        try:
+            placed = place_cells(cells, folder, root)
+        except UserError:
+            if not is_grid(folder):  # nothing is left of a grid that never was
+                lock.unlink()
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+        for place in (folder, folder / "code", folder / "base"):
+            remove_leftovers(place)
+        for cell, entry in zip(cells, placed, strict=True):
+            if entry.found in TO_DO:
+                Place(entry.found, entry.dir, entry.beginning_dir).prepare(cell.config)
+        code = snapshot(folder / "code")
+        write_json(folder / "environment.json", environment())
+        asked = {name for entry in placed for name in (entry.name, entry.identity)}
+        kept = [entry for entry in read_grid(folder).cells if not {entry.name, entry.identity} & asked] if is_grid(folder) else []
+        grid = Grid(folder, root, code, code_version(), shlex.join(["python", "-m", "mth.train", *sys.argv[1:]]), [*kept, *placed])
+        grid.write()
     return replace(grid, cells=placed)
 
 
@@ -96,8 +114,23 @@ def pending_cells(grid: Grid) -> list[GridCell]:
 
 
 def start(grid: Grid, cells: list[GridCell], detach: bool) -> None:
-    """Submit to SLURM, or run on this machine. detach: a background process runs the cells of this machine."""
+    """Submit to SLURM, or run on this machine. detach: a background process runs the cells of this machine.
+
+    A cell whose folder was deleted gets it again. Raises UserError if the frozen code was deleted, or if cells run on this machine already.
+    """
+    require(
+        not cells or (grid.code / "mth" / "__init__.py").is_file(),
+        f"{grid.code} was deleted, and the cells would run today's code; put it back, or type the grid's command again with "
+        f"run_dir={os.path.relpath(grid.folder)}, which freezes today's code: {grid.command}",
+    )
+    cells = [cell for cell in cells if has_folder(grid, cell)]
     slurm_cells, local_cells = ([cell for cell in cells if (cell.launcher["kind"] == "slurm") is wanted] for wanted in (True, False))
+    if local_cells and (busy := launcher_at(grid.folder)) is not None:
+        names = " ".join(cell.name for cell in local_cells)
+        raise UserError(
+            f"{grid.folder}: process {busy[0]} on {busy[1]} is starting cells of this grid; once it has ended, run these with: "
+            f"python -m mth.grid resume {os.path.relpath(grid.folder)} {names}"
+        )
     if slurm_cells:
         slurm.submit(grid, slurm_cells)
         print(f"submitted {len(slurm_cells)} jobs. They do not need this process. {_watch_command(grid)}")
@@ -113,6 +146,22 @@ def start(grid: Grid, cells: list[GridCell], detach: bool) -> None:
             local.run(grid, local_cells, display.refresh)
         finally:
             display.close()
+
+
+def has_folder(grid: Grid, cell: GridCell) -> bool:
+    """Whether a cell can run. A deleted folder is made again from the cell's overrides; what cannot run is named on stderr."""
+    if RunFolder(cell.dir).exists:
+        return True
+    try:
+        with chdir(grid.cwd if grid.cwd.is_dir() else Path.cwd()):  # relative paths in the overrides start there
+            (again,) = compose_cells([cell.overrides])
+        require(identity(again.config) == cell.identity, "its overrides now give another configuration")
+        Place("new", cell.dir).prepare(again.config)
+    except UserError as error:
+        print(f"warning: {cell.name} is left out: its folder {cell.dir} was deleted, and cannot be made again ({error})", file=sys.stderr)
+        return False
+    print(f"{cell.name}: its folder was deleted; it starts anew")
+    return True
 
 
 def _watch_command(grid: Grid) -> str:

@@ -7,6 +7,8 @@ from mth.config.choices import ClipNorm, OptimizerName
 from mth.config.schema import Config, ModelConfig
 
 PROCESS_BYTES = 450 * 2**20  # Python with torch, transformers and MLflow, measured on a CPU
+CONTEXT_BYTES = 600 * 2**20  # what CUDA and its libraries take of a GPU; assumed
+VLLM_CPU_CACHE_BYTES = 2**30  # about what vLLM's cache takes on a CPU
 PROMPT_TOKENS = 256  # assumed length of a prompt
 
 
@@ -15,6 +17,11 @@ class ModelFacts(NamedTuple):
 
     shapes: Any
     architecture: Any
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def facts_of_models(model: ModelConfig, known: dict[str, ModelFacts]) -> ModelFacts:
@@ -33,24 +40,46 @@ def active_counts(config: Config, model: ModelFacts) -> list[int]:
     return list(masks.active_counts(model.shapes, config.sparsity.percent, config.mask).values())
 
 
-def memory_estimate(config: Config, model: ModelFacts) -> dict[str, int]:
-    """Predicted bytes of a run's peak by part: process, weights, ticket, work.
+def memory_estimate(config: Config, model: ModelFacts, card: int | None = None) -> dict[str, int]:
+    """Predicted bytes of a run's peak by part: process, weights, ticket, work, engine.
 
-    ticket: values, gradient, index, moments. work: the largest of what never lives at the same time, an update, the key-value cache, or a
-    checkpoint on its way to the disk. Activations are those of a full micro-batch. On a GPU `process` is host memory.
+    card: bytes of the GPU that the run will have; None: the run has what is visible here. ticket: values, gradient, index, moments. work: the
+    largest of what never lives at the same time, an update, the key-value cache of `hf`, or a checkpoint on its way to the disk. Activations
+    are those of a full micro-batch. engine: vLLM in the same process. On a GPU `process` is host memory, see `on_card`.
     """
+    from mth.models.device import resolve_device
+
+    on_cpu = config.model.device == "cpu" or (card is None and resolve_device(config.model.device).type == "cpu")
     width = config.model.dtype.bytes
     sizes, counts = [math.prod(shape) for shape in model.shapes.values()], active_counts(config, model)
     active, total = sum(counts), sum(sizes)
     moments = {OptimizerName.sgd: 1 if config.optimizer.momentum else 0}.get(config.optimizer.name, 2)
     indexed = sum(count for count, size in zip(counts, sizes, strict=True) if count < size)  # a whole tensor needs no index
-    copies = 2 if config.rollout.dtype not in (None, config.model.dtype) else 1
+    hf = config.rollout.engine == "hf"
+    copies = 2 if hf and config.rollout.dtype not in (None, config.model.dtype) else 1
+    cache = 2 * _cache_bytes(config, model) if hf else 0
     return {
         "process": PROCESS_BYTES,
         "weights": total * width * copies,
         "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
-        "work": max(_update_bytes(config, model, sizes, counts), 2 * _cache_bytes(config, model), active * (4 + 4 * moments)),
+        "work": max(_update_bytes(config, model, sizes, counts, on_cpu), cache, active * (4 + 4 * moments)),
+        "engine": _engine_bytes(config, total, None if on_cpu else card),
     }
+
+
+def on_card(parts: dict[str, int]) -> int:
+    """Bytes that a run needs on its GPU. parts: from `memory_estimate`."""
+    return sum(parts.values()) - parts["process"] + CONTEXT_BYTES
+
+
+def _engine_bytes(config: Config, parameters: int, card: int | None) -> int:
+    """What vLLM takes in the run's own process: on a GPU the share that it is given, on a CPU its weights and its cache."""
+    rollout = config.rollout
+    if rollout.engine != "vllm":
+        return 0
+    weights = parameters * (rollout.dtype or config.model.dtype).bytes
+    cache = VLLM_CPU_CACHE_BYTES if rollout.kv_cache_mib is None else rollout.kv_cache_mib * 2**20
+    return weights + cache if card is None or rollout.kv_cache_mib is not None else int(rollout.gpu_memory_utilization * card)
 
 
 def _cache_bytes(config: Config, model: ModelFacts) -> int:
@@ -65,16 +94,14 @@ def _cache_bytes(config: Config, model: ModelFacts) -> int:
     return per_token * config.rollout.batch_size * longest
 
 
-def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: list[int]) -> int:
+def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: list[int], on_cpu: bool) -> int:
     """Activations, logits, the largest dense gradient and the patterns of sampled ones."""
-    from mth.models.load import resolve_device
     from mth.tickets.patterns import expected_nonempty
     from mth.tickets.route import should_sample
-    from mth.training.logprobs import CHUNK_ELEMENTS
+    from mth.training.logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU
 
     shape, width = model.architecture, config.model.dtype.bytes
     shapes = list(model.shapes.values())
-    on_cpu = resolve_device(config.model.device).type == "cpu"
     sampled = [should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
     patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
     largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
@@ -90,5 +117,7 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     kept = per_layer * layers - saved
     if config.model.activation_checkpointing:  # on a CPU, what is kept of each layer leaves holes in the heap, about one large tensor each
         kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
-    logits = 4 * (2 if config.rollout.temperature == 1 else 3) * min(CHUNK_ELEMENTS, tokens * shape.vocab_size)
+    copies = 2 if config.rollout.temperature == 1 else 3
+    chunk = min(CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS_GPU, tokens * shape.vocab_size)
+    logits = (4 * copies + (0 if on_cpu else width)) * chunk  # fp32, on a GPU beside those in the model's dtype
     return int(tokens * kept * width) + logits + gradient * width + patterns

@@ -1,8 +1,11 @@
 """Decides where a run goes: a new folder, or one that holds the same run or the beginning of it. Grids and single runs decide alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from mth.config.cells import Cell
 from mth.config.identity import identity
@@ -12,7 +15,7 @@ from mth.grid.record import GridCell, is_grid, read_grid
 from mth.grid.state import running_elsewhere
 from mth.runs.contents import changed, refuse_change
 from mth.runs.folder import DONE, RunFolder
-from mth.runs.lock import check_same
+from mth.runs.lock import check_same, lock_folder
 from mth.runs.search import copy_beginning, find_runs
 
 TO_DO = ("new", "extended", "continued")
@@ -32,15 +35,64 @@ class Place:
         return self.found in TO_DO
 
     def prepare(self, config: Config) -> None:
-        """Make the folder of the run of this configuration; give it the beginning that it extends."""
+        """Make the folder of the run of this configuration; give it the beginning that it extends.
+
+        Touches nothing if another process is at work there by now, or has finished the run. Raises UserError if the folder belongs to
+        another configuration by now.
+        """
         self.dir.mkdir(parents=True, exist_ok=True)
-        if self.beginning is not None:
-            copy_beginning(self.beginning, self.dir, config)
+        handle, folder = lock_folder(self.dir), RunFolder(self.dir)
+        if handle is None:
+            return
+        with handle:
+            if folder.status in DONE:
+                return
+            if folder.exists:
+                check_same(self.dir, config)
+            if self.beginning is not None and not any(folder.checkpoints.glob("step_*")):
+                copy_beginning(self.beginning, self.dir, config)
+            folder.write_config(config)
 
 
 def runs_root() -> Path:
     """Folder of all runs, whatever grid they belong to."""
     return Path("multirun").resolve()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Within, a new folder that no other process gets: `path`, or with a number behind it.
+
+    At the end it is removed if it is empty, with the folders above it that were made for it.
+    """
+    folder, number = path, 2
+    made = [parent for parent in path.parents if not parent.exists()]
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder, number = path.with_name(f"{path.name}-{number}"), number + 1
+        except FileNotFoundError:  # another process has just removed the parent, which was empty
+            continue
+    try:
+        yield folder
+    finally:
+        for empty in (folder, *made):
+            try:
+                empty.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                break
+
+
+def holds_time(cfg: DictConfig) -> bool:
+    """Whether the `run_dir` of a composed configuration names a new folder each time: as by default, with ${now:...} in it."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return "${now:" in str(plain["run_dir"])
 
 
 def place(config: Config, new_dir: Path, same: Mapping[str, list[Path]], beginnings: Mapping[str, list[Path]]) -> Place:

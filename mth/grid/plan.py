@@ -4,22 +4,23 @@ from collections.abc import Mapping, Sequence
 
 from mth.config.cells import Cell
 from mth.config.stored import flat, to_plain
-from mth.grid.capacity import needs
-from mth.grid.memory import ModelFacts, active_counts, memory_estimate
+from mth.grid.capacity import needs, remedy
+from mth.grid.memory import ModelFacts, active_counts, memory_estimate, on_card
 from mth.grid.placement import TO_DO
 from mth.grid.record import GridCell
 from mth.grid.show import table
 from mth.runs.journal import read_journal
 
 
-def plan_table(cells: Sequence[Cell], placed: Sequence[GridCell], models: Mapping[str, ModelFacts]) -> str:
-    """One line per cell, and the totals. models: from `preflight`."""
+def plan_table(cells: Sequence[Cell], placed: Sequence[GridCell], models: Mapping[str, ModelFacts], card: int | None = None) -> str:
+    """One line per cell, and the totals. models: from `preflight`. card: bytes of the GPU that each cell will have; None: what is here."""
     changing = _changing(cells)
     rows, rollouts, memories = [], 0, []
     for cell, entry in zip(cells, placed, strict=True):
         config, model = cell.config, models[repr(cell.config.model)]
-        memory = sum(memory_estimate(config, model).values())
-        memories.append(memory)
+        parts = memory_estimate(config, model, card)
+        memory = sum(parts.values()) if card is None or config.model.device == "cpu" else on_card(parts)
+        memories.append((memory, cell, parts))
         count = config.train.steps * config.train.batch_size
         if entry.found in TO_DO:
             rollouts += count - _steps_done(entry) * config.train.batch_size
@@ -30,8 +31,18 @@ def plan_table(cells: Sequence[Cell], placed: Sequence[GridCell], models: Mappin
     states = [entry.found for entry in placed]
     summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     head = ("cell", "settings", "active", "GiB", "rollouts", "state")
-    total = f"{len(cells)} cells: {summary}; {rollouts:,} rollouts to generate; up to {max(memories) / 2**30:.2f} GiB per cell (estimate)"
-    return "\n".join([table(head, rows), total, *(str(need) for need in needs(cells, models) if need.cells > 1)])
+    largest, cell, parts = max(memories, key=lambda found: found[0])
+    total = f"{len(cells)} cells: {summary}; {rollouts:,} rollouts to generate; up to {largest / 2**30:.2f} GiB per cell (estimate)"
+    lines = [str(need) for need in needs(cells, models, card) if need.cells > 1 and card is None]
+    if card is not None:
+        lines += [
+            f"{cell.name}: "
+            + ", ".join(f"{part} {size / 2**30:.1f}" for part, size in parts.items() if size)
+            + " GiB; process is host memory"
+        ]
+        for need in needs(cells, models, card):
+            lines.append(f"{need}: " + ("fits" if need.needed <= need.there else f"does not fit; {remedy(need, cells, models)}"))
+    return "\n".join([table(head, rows), total, *lines])
 
 
 def _steps_done(entry: GridCell) -> int:

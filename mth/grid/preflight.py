@@ -12,8 +12,8 @@ from mth.grid.memory import ModelFacts, active_counts, facts_of_models
 from mth.tasks import check_data
 
 
-def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
-    """Check all cells. Returns the facts of their models, from which a plan is made.
+def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, ModelFacts]:
+    """Check all cells. Returns the facts of their models, from which a plan is made. elsewhere: they will not run on this machine.
 
     Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
     no active entry, if a reply is longer than the model's context, or if the cells that would run at a time do not fit into memory. Loads no
@@ -35,7 +35,8 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
             check_context(cell.config, usable_context(facts.architecture))
         except UserError as error:
             raise UserError(f"{error} (in the cell {' '.join(cell.overrides)})" if len(cells) > 1 else str(error)) from error
-    refuse_too_large(cells, models)
+    if not elsewhere:
+        refuse_too_large(cells, models)
     return models
 
 

@@ -1,17 +1,22 @@
 """A grid's folder: `grid.json` (cells, code, command), `environment.json`, `events.jsonl` (submissions and ends), `code/`, `base/`."""
 
-import fcntl
 import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mth.foundations.errors import UserError
+from mth.foundations.errors import UserError, first_line
 from mth.foundations.files import from_json, read_json, to_json, write_json
+from mth.foundations.locks import hold, holder
 from mth.runs.folder import host_name
 
 FORMAT = "mth-grid-1"
+EVENTS: dict[str, dict[str, type]] = {
+    "submitted": {"cells": list, "jobs": dict},
+    "ended": {"cell": str, "code": int},
+    "cancelled": {"cells": list},
+}
 
 
 @dataclass
@@ -69,13 +74,16 @@ def is_grid(folder: Path) -> bool:
 
 
 def read_grid(folder: Path) -> Grid:
-    """The grid of a folder. Raises UserError if the folder is none of a grid."""
+    """The grid of a folder. Raises UserError if the folder is none of a grid, or if its record is damaged."""
     folder = folder.resolve()
     data = read_json(folder / "grid.json")
     if data.get("format") != FORMAT:
         raise UserError(f"{folder} is not the folder of a grid: it has no grid.json of this version of mth")
-    cells = [GridCell(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
-    return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], cells, Path(data["cwd"]))
+    try:
+        cells = [GridCell(**cell | {"dir": folder / cell["dir"]}) for cell in data["cells"]]
+        return Grid(folder, Path(data["root"]), folder / data["code"], data["version"], data["command"], cells, Path(data["cwd"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'grid.json'} is damaged, or of a newer version of mth ({first_line(error, 80)})") from error
 
 
 def log_event(folder: Path, event: str, **details: Any) -> None:
@@ -88,14 +96,16 @@ def log_event(folder: Path, event: str, **details: Any) -> None:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of `events.jsonl`."""
+    """All readable lines of `events.jsonl`; what is damaged is left out."""
     path = folder / "events.jsonl"
     events = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            events.append(from_json(line))
-        except ValueError:
-            break
+            event = from_json(line.decode())
+            if all(isinstance(event[key], kind) for key, kind in EVENTS[event["event"]].items()):
+                events.append(event)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
     return events
 
 
@@ -112,27 +122,15 @@ def asked_to_end(folder: Path) -> set[str]:
 
 def hold_launcher(folder: Path) -> IO[str] | None:
     """The lock of the process that starts this grid's cells on its machine, with its pid and host inside; None if another process has it."""
-    handle = open(folder / ".launcher", "a+")  # noqa: SIM115 - held open on purpose
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    handle.truncate(0)
-    handle.write(f"{os.getpid()} {host_name()}")
-    handle.flush()
+    handle = hold(folder / ".launcher")
+    if handle is not None:
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} {host_name()}")
+        handle.flush()
     return handle
 
 
 def launcher_at(folder: Path) -> tuple[int, str] | None:
     """Pid and host of the process that is starting cells of this grid right now; None if there is none."""
-    try:
-        with open(folder / ".launcher") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid, _, machine = handle.read().partition(" ")
-                return (int(pid), machine) if pid else None
-    except OSError:
-        pass
-    return None
+    pid, _, machine = (holder(folder / ".launcher") or "").partition(" ")
+    return (int(pid), machine) if pid.isdigit() else None

@@ -83,7 +83,11 @@ def _state(entry: GridCell, job: str | None, known: dict[str, slurm.JobState], w
         state = "cancelled"
     elif run or job or ended:
         state = "failed" if of_slurm is not None or ended else "killed"
-        reason = ended or (_slurm_words(of_slurm) if of_slurm is not None else "ended without a word: killed, or its machine was lost")
+        reason = (
+            "its folder was deleted"
+            if not entry.dir.is_dir()
+            else ended or (_slurm_words(of_slurm) if of_slurm is not None else "ended without a word: killed, or its machine was lost")
+        )
     else:
         state = "new"
     return _describe(entry, str(state), reason, job or run.get("job") or "", run.get("host") or (of_slurm.node if of_slurm else ""))

@@ -8,9 +8,14 @@ import signal
 import sys
 from pathlib import Path
 
-from mth.foundations.errors import first_line
+from mth.config.cells import Cell
+from mth.foundations.errors import first_line, require
 from mth.foundations.output import prepare_output
+from mth.foundations.paths import PACKAGE
+from mth.foundations.provenance import SNAPSHOT
 from mth.foundations.signals import listen, nothing_to_save
+from mth.grid.capacity import refuse_too_large
+from mth.grid.memory import facts_of_models
 from mth.grid.record import read_grid
 from mth.runs.folder import DONE, RunFolder
 from mth.runs.journal import read_journal
@@ -23,8 +28,10 @@ def run_cell(run_dir: Path, grid_dir: Path) -> None:
     """Run or continue the cell; return at once if it is done. An exception leaves its first line in `summary.json` and is raised again.
 
     After a stop that a scheduler asked for, the signal handler that was there before is called last: it requeues the job and exits.
+    Raises UserError if the frozen code is gone, so that another one would run.
     """
     prepare_output()
+    require((PACKAGE.parent / SNAPSHOT).is_file(), f"the code that {grid_dir} froze was deleted, and {PACKAGE} is another one; put it back")
     requests, folder = listen(), RunFolder(run_dir)
     if folder.status in DONE:
         print(f"{run_dir}: already {folder.status}")
@@ -34,6 +41,8 @@ def run_cell(run_dir: Path, grid_dir: Path) -> None:
 
     config, grid = folder.config(), read_grid(grid_dir)
     try:
+        if "SLURM_JOB_ID" in os.environ:  # the launcher did not know this machine's memory
+            refuse_too_large([Cell((), "", config, {})], {repr(config.model): facts_of_models(config.model, {})})
         summary = train(config, run_dir, grid.root, requests, grid.folder, LOCK_PATIENCE_S)
     except KeyboardInterrupt:  # the second one
         raise SystemExit(128 + signal.SIGINT) from None

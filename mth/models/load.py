@@ -1,5 +1,6 @@
 """Loads a causal language model with its tokenizer."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
 from mth.foundations.errors import UserError
+from mth.models.device import prepare_device, resolve_device
 from mth.models.head import check_lm_head
 from mth.models.memory import keep_freed_memory
-from mth.models.shapes import architecture, model_source
+from mth.models.shapes import architecture, model_source, shapes_of
 from mth.models.tokenizer import load_tokenizer, stop_ids
 from mth.models.weights import load_weights
 
@@ -26,25 +28,18 @@ class Policy:
     stop_ids: frozenset[int]
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device of `model.device`. `auto` is the first GPU, or the CPU if there is none. Raises UserError if no GPU is visible."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"model.device={name}, but no GPU is visible to torch; use model.device=cpu")
-    return torch.device(name)
-
-
 def load_policy(config: ModelConfig) -> Policy:
     """Load the model to its device, in evaluation mode (no dropout), with its tokenizer. Raises UserError naming the key at fault."""
     tokenizer = load_tokenizer(config)
     shape = architecture(config)
     if shape.vocab_size < len(tokenizer):
         raise UserError(f"model.tokenizer has {len(tokenizer):,} tokens, the model only {shape.vocab_size:,}: they do not belong together")
-    device = resolve_device(config.device)
+    kept = _kept.pop(_source_state(config), None)
+    device = resolve_device(config.device, lambda: sum(map(math.prod, shapes_of(shape).values())))
+    prepare_device(device, config.deterministic)
     if device.type == "cpu":
         keep_freed_memory()
-    model: Any = _kept.pop(_source_state(config), None) or _load_model(config, shape)
+    model: Any = kept or _load_model(config, shape)
     model.to(device).eval()
     check_lm_head(model)
     if config.activation_checkpointing:

@@ -1,11 +1,16 @@
-"""Checkpoints are deltas: the recipe of the mask, the K values, the optimizer's state. One safetensors file, written atomically."""
+"""Checkpoints are deltas: the recipe of the mask, the K values, the optimizer's state. One safetensors file, written atomically.
+
+A digest of header and tensors is stored beside them. Files of older versions have none; they are loaded if names, types and lengths fit.
+"""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -15,9 +20,22 @@ from mth.config.stored import from_plain, to_plain
 from mth.foundations.errors import UserError, first_line
 from mth.foundations.files import atomic, from_json, to_json
 from mth.runs.folder import RunFolder
+from mth.tickets.optimizer import state_shapes
 from mth.tickets.ticket import Ticket
 
 FORMAT = "mth-ticket-1"
+HEADER = "mth"  # the only name in the file's metadata, whose order safetensors leaves open
+DIGEST = "xxh3_128"  # name in the header
+OPTIMIZER = "optimizer."  # prefix of the tensors of the optimizer's state
+HEADER_TYPES = {
+    "step": int,
+    "identity": str,
+    "config": dict,
+    "mask_sha256": str,
+    "base_sha256": str,
+    "active_parameters": int,
+    "total_parameters": int,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ def save_checkpoint(
     """
     state = optimizer.state.get(ticket.values, {})
     tensors = {"values": ticket.values.detach(), "rng": torch.get_rng_state(), **extra}
-    tensors |= {f"optimizer.{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors |= {f"{OPTIMIZER}{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
     header = {
         "format": FORMAT,
         "step": step,
@@ -61,28 +79,88 @@ def save_checkpoint(
         "active_parameters": ticket.active_parameters,
         "total_parameters": ticket.total_parameters,
     }
+    tensors = {key: value.contiguous().cpu() for key, value in tensors.items()}
     try:
         with atomic(path) as temporary:
-            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, {"mth": to_json(header)})
+            save_file(tensors, temporary, {HEADER: to_json(header | {DIGEST: _digest(header, tensors)})})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} could not be written ({error}); earlier ones are intact: make room, then start again with resume=true"
         ) from error
 
 
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Finds damage, not forgery: a cryptographic digest takes ten times as long."""
+    digest = xxhash.xxh3_128(to_json(header).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file. Raises UserError if it is missing, truncated, or not one of ours."""
+    """Read and check a checkpoint file. Raises UserError if it is missing, damaged, truncated, or not one of ours."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            header = from_json((file.metadata() or {}).get("mth", "{}"))
+            header = from_json((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged or truncated ({first_line(error)})") from error
-    if header.get("format") != FORMAT or "values" not in tensors:
-        raise UserError(f"checkpoint {path} was not written by mth (format {header.get('format')}, expected {FORMAT})")
+    except Exception as error:  # what damaged bytes raise depends on where they are
+        raise UserError(f"checkpoint {path} is damaged or truncated ({first_line(error, 160)})") from error
+    form = header.get("format") if isinstance(header, dict) else None
+    if form != FORMAT:
+        raise UserError(f"checkpoint {path} was not written by mth (format {form}, expected {FORMAT})")
+    try:
+        fault = _fault(header.pop(DIGEST, None), header, tensors)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
+    if fault is not None:
+        raise UserError(f"checkpoint {path} is damaged ({fault})")
     return Checkpoint(path, header, tensors)
+
+
+def _fault(digest: str | None, header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with the contents of a file, in words. digest: None for files of older versions. Raises UserError if this version cannot read its configuration."""
+    if unknown := header.keys() - {"format", "unlogged", *HEADER_TYPES}:
+        return f"its header has the unknown key {min(unknown)!r:.40}"
+    if digest is not None and digest != _digest(header, tensors):
+        return "its contents do not match their digest"
+    for key, kind in HEADER_TYPES.items():
+        if type(header.get(key)) is not kind:
+            return f"its header has no valid {key}"
+    config = from_plain(header["config"])
+    if not 0 <= header["step"] <= config.train.steps:
+        return f"it is of step {header['step']}, but the run has {config.train.steps} steps"
+    unlogged = header.get("unlogged")
+    if not (unlogged is None or (isinstance(unlogged, dict) and all(isinstance(value, int | float) for value in unlogged.values()))):
+        return "its header has no valid unlogged"
+    return _misfit(config, header["active_parameters"], tensors, digest is None and header["step"] > 0)
+
+
+def _misfit(config: Config, count: int, tensors: Mapping[str, torch.Tensor], trained: bool) -> str | None:
+    """Which tensor is missing, one too many, or of another shape or type. trained: whether the optimizer must have a state.
+
+    With a digest it need not: a run whose gradients were never finite has none.
+    """
+    vectors = {"values", "lagged"} if config.algorithm.lag else {"values"}
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(vectors, (count,))
+    expected["rng"] = tuple(torch.get_rng_state().shape)
+    if trained or any(name.startswith(OPTIMIZER) for name in tensors):
+        expected |= {f"{OPTIMIZER}{name}": shape for name, shape in state_shapes(config.optimizer, count).items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name!r:.40} does not belong to this run"
+        kind = torch.uint8 if name == "rng" else torch.float32
+        if (tensors[name].dtype, tuple(tensors[name].shape)) != (kind, expected[name]):
+            return f"{name} is {tensors[name].dtype} {list(tensors[name].shape)} instead of {kind} {list(expected[name])}"
+    try:
+        torch.Generator().set_state(tensors["rng"])
+    except RuntimeError as error:
+        return f"rng: {first_line(error, 80)}"
+    return None
 
 
 def restore_ticket(checkpoint: Checkpoint, ticket: Ticket) -> None:
@@ -109,8 +187,7 @@ def restore_training(
             f"checkpoint {checkpoint.path} belongs to another configuration: {', '.join(different)}; give the same values or another run_dir"
         )
     restore_ticket(checkpoint, ticket)
-    prefix = "optimizer."
-    state = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}
+    state = {key.removeprefix(OPTIMIZER): value for key, value in checkpoint.tensors.items() if key.startswith(OPTIMIZER)}
     if state:
         packed = optimizer.state_dict()
         packed["state"] = {0: state}
@@ -140,6 +217,20 @@ def latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, warnings
 
 
+def usable_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """As `latest_checkpoint`, for the process that has the folder's lock. Damaged files get the suffix `.damaged`: they are not kept ones."""
+    newest: Checkpoint | None = None
+    warnings: list[str] = []
+    for path in reversed(checkpoints_of(run_dir)):
+        try:
+            checkpoint = load_checkpoint(path)
+            newest = newest or checkpoint
+        except UserError as error:
+            aside = path.rename(path.with_name(f"{path.name}.damaged"))
+            warnings.append(f"{error}; {'using the one before, and ' if newest is None else ''}it is now {aside.name}")
+    return newest, warnings
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint file, or the newest readable one of a run folder, with a line on stderr for each that is passed over."""
     if not path.is_dir():
@@ -153,6 +244,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Delete all but the latest `keep` checkpoints."""
+    """Delete all but the latest `keep` checkpoints. A run has set damaged ones aside when it started."""
     for path in checkpoints_of(run_dir)[:-keep]:
         path.unlink()

@@ -94,7 +94,10 @@ class RunFolder:
         return read_json(self.record_file)
 
     def add_to_record(self, **facts: Any) -> None:
-        write_json(self.record_file, self.record() | facts)
+        """Add facts to run.json, or replace them. The file is not written if it holds them already."""
+        known = self.record()
+        if known | facts != known:
+            write_json(self.record_file, known | facts)
 
 
 def host_name() -> str:

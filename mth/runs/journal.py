@@ -1,11 +1,13 @@
 """The journal: every metric of every step, on disk before anything else hears of it. A run resumes from it."""
 
+import operator
 import os
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mth.foundations.errors import UserError
 from mth.foundations.files import from_json, to_json, write_text
@@ -42,12 +44,20 @@ def _read_lines(run_dir: Path) -> tuple[list[Entry], dict[int, bytes]]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            data = from_json(line.decode())
-            entries.append(Entry(int(data["step"]), int(data["time"]), dict(data["metrics"]), dict(data.get("rewards") or {})))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            entries.append(_entry(from_json(line.decode())))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             if number < len(lines):  # what follows the last line break was never finished
                 damaged[number] = line
     return entries, damaged
+
+
+def _entry(data: Any) -> Entry:
+    """The entry of a line. Raises an error of some kind if it is none."""
+    entry = Entry(operator.index(data["step"]), int(data["time"]), dict(data["metrics"]), dict(data.get("rewards") or {}))
+    for number in (*entry.metrics.values(), *(reward for rewards in entry.rewards.values() for reward in rewards)):
+        if not isinstance(number, int | float):
+            raise TypeError(number)
+    return entry
 
 
 def write_journal(run_dir: Path, entries: Iterable[Entry]) -> None:

@@ -22,6 +22,13 @@ def build_optimizer(ticket: Ticket, config: OptimizerConfig, lr: float) -> torch
     return optimizer
 
 
+def state_shapes(config: OptimizerConfig, count: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what the optimizer keeps for `count` values after its first step, all fp32. Names are torch.optim's."""
+    if config.name is OptimizerName.sgd:
+        return {"momentum_buffer": (count,)} if config.momentum else {}
+    return {"step": (), "exp_avg": (count,), "exp_avg_sq": (count,)}
+
+
 def corrected_decay(ticket: Ticket, config: OptimizerConfig) -> Callable[..., None]:
     """A hook before each step of AdamW. Step t = 1, 2, ... takes lr x weight_decay / (1 - beta1^t) of the values, as the published code does.
 

@@ -98,6 +98,15 @@ class Ticket:
         self.values.grad.zero_()
 
     @torch.no_grad()
+    def to_device(self, device: torch.device) -> None:
+        """Follow a model that has moved: values, their gradient and the indices go to the device. The values stay the same parameter."""
+        self.values.data = self.values.data.to(device)
+        if self.values.grad is not None:
+            self.values.grad = self.values.grad.to(device)
+        self.indices = {name: None if index is None else index.to(device) for name, index in self.indices.items()}
+        self.patterns.clear()
+
+    @torch.no_grad()
     def finish_gradient(self) -> torch.Tensor:
         """Complete the flat gradient after the last backward. Returns the norm that clipping uses, a scalar on the device."""
         assert self.values.grad is not None
@@ -127,9 +136,10 @@ class Ticket:
         return tensor.reshape(-1) if index is None else tensor.reshape(-1)[index]
 
     def _gather(self, name: str, parameter: nn.Parameter) -> None:
-        assert self.values.grad is not None
         if parameter.grad is None:  # autograd calls the hook even if a function returned no gradient
             return
+        if self.values.grad is None:  # a foreign loop has cleared it
+            self.values.grad = torch.zeros_like(self.values)
         self.values.grad[self.slices[name]] += self._take(name, parameter.grad)
         parameter.grad = None
 
@@ -138,7 +148,7 @@ class Ticket:
 
         The model's hooks know the ticket by a weak reference: autograd keeps hooks where the garbage collector cannot see a cycle.
         """
-        owner = weakref.ref(self)
+        owner = _Owner(self)
         require(
             attached_ticket(self.parameters.values()) is None,
             "the model has a ticket, which would lose its gradients to a second one; call its detach() first",
@@ -155,10 +165,18 @@ class Ticket:
         self.detach.atexit = False
 
 
+class _Owner(weakref.ref):
+    """A weak reference to a ticket, of which a copy of the model has nothing: `pickle` and `torch.save` make None of it."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
 def attached_ticket(parameters: Iterable[nn.Parameter]) -> Ticket | None:
     """The ticket that takes the gradients of one of these parameters, or None."""
-    owners = [getattr(parameter, OWNER)() for parameter in parameters if hasattr(parameter, OWNER)]
-    return next((ticket for ticket in owners if ticket is not None), None)
+    owners = [getattr(parameter, OWNER, None) for parameter in parameters]
+    tickets = [owner() for owner in owners if owner is not None]
+    return next((ticket for ticket in tickets if ticket is not None), None)
 
 
 def _gather_into(owner: "weakref.ref[Ticket]", name: str, parameter: nn.Parameter) -> None:

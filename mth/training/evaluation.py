@@ -123,13 +123,13 @@ def evaluate_base(
 def _shared(player: Player, tasks: dict[str, Task], config: Config, grid: Path, tokenizer: PreTrainedTokenizerBase | None) -> Evaluation:
     stored = grid / "base" / f"{base_key(config)}.json"
     stored.parent.mkdir(parents=True, exist_ok=True)
-    with open(stored.with_suffix(".lock"), "w") as lock:
+    with open(stored.with_suffix(".lock"), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # a file system without locks: every cell evaluates for itself
             return evaluate(player, tasks, config, tokenizer)
         known = read_json(stored)
-        if known:
+        if known.keys() >= {"metrics", "rewards"}:
             tqdm.write(f"base model: evaluation read from {stored}")
             return Evaluation(known["metrics"], known["rewards"], _base_samples(stored.with_suffix(".parquet")))
         evaluation = evaluate(player, tasks, config, tokenizer)

@@ -6,8 +6,9 @@ import torch
 from tqdm import tqdm
 
 from mth.config.choices import Collect
-from mth.runs.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint
-from mth.runs.folder import RunFolder
+from mth.foundations.errors import require
+from mth.runs.checkpoint import checkpoint_path, latest_checkpoint, prune_checkpoints, restore_training, save_checkpoint, usable_checkpoint
+from mth.runs.folder import DONE, RunFolder
 from mth.runs.samples import SampleStore
 from mth.tasks import check_rows
 from mth.tickets.optimizer import build_optimizer
@@ -85,9 +86,15 @@ class Learner:
         prune_checkpoints(self.folder.path, config.checkpoints.keep)
 
     def _restore(self) -> None:
-        checkpoint, warnings = latest_checkpoint(self.folder.path)
+        done = self.folder.status in DONE  # another process has finished the run while this one waited for the folder
+        checkpoint, warnings = (latest_checkpoint if done else usable_checkpoint)(self.folder.path)
         for line in warnings:
             tqdm.write(f"warning: {line}")
+        last = None if checkpoint is None else checkpoint.header["step"]
+        require(
+            not done or last == self.folder.summary().steps,
+            f"the run in {self.folder.path} is finished, and its last checkpoint is gone or damaged; force=true runs it anew elsewhere",
+        )
         if checkpoint is None:
             return
         self.progress.step, self.progress.unlogged = restore_training(checkpoint, self.parts.ticket, self.optimizer, self.parts.config)

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-CHUNK_ELEMENTS = 2**24  # logits of a chunk: 64 MiB in fp32
+from mth.training.fused_head import compiled_head, fixed_rows, padded
+
+CHUNK_ELEMENTS = 2**24  # logits of a chunk on a CPU: 64 MiB in fp32
+CHUNK_ELEMENTS_GPU = 2**28  # 1 GiB: fewer rows leave a GPU waiting for the weights (docs/gpu.md)
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,11 @@ class _Chosen(torch.autograd.Function):
         return gradient.scatter_add_(1, targets.unsqueeze(1), grads[0].unsqueeze(1)), None
 
 
-def chunks(tokens: int, vocabulary: int) -> list[slice]:
-    """Split `tokens` rows into slices whose logits have CHUNK_ELEMENTS elements at most."""
-    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+def chunk_rows(tokens: int, vocabulary: int, on_cpu: bool) -> int:
+    """Rows of a chunk of `tokens` rows. Its logits have CHUNK_ELEMENTS elements at most, on a GPU CHUNK_ELEMENTS_GPU."""
+    rows = max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS_GPU) // vocabulary)
     rows -= rows % 16 if rows > 16 else 0  # whole cache lines make the matrix product faster
-    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+    return rows if on_cpu else fixed_rows(tokens, rows)
 
 
 def chosen_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +67,22 @@ def chosen_logprobs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor
     return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets)
 
 
+def chunked_logprobs(head: Any, hidden: torch.Tensor, temperature: float) -> tuple[list[slice], Any]:
+    """Slices of hidden states [N, H], and a function of (hidden [n, H], targets [n]) that gives `chosen_logprobs` of one of them."""
+    tokens = hidden.shape[0]
+    rows = chunk_rows(tokens, head.weight.shape[0], hidden.device.type == "cpu")
+    fused = compiled_head(head, hidden, temperature, rows)
+    if fused is None:
+        logprobs: Any = partial(_plain, head, temperature)
+    else:
+        logprobs = partial(padded, fused, head, temperature, rows)
+    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)], logprobs
+
+
+def _plain(head: nn.Module, temperature: float, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return chosen_logprobs(head, hidden, targets, temperature)
+
+
 def completion_logprobs(
     model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, temperature: float, layout: Layout | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,8 +92,9 @@ def completion_logprobs(
     completions. Causal attention never reaches padding on the right, so without a layout no attention mask is needed and the fast kernels
     apply. For gradients use `completion_backward`: backward through this function would keep all chunks of logits.
     """
-    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
-    parts = [chosen_logprobs(head, hidden[c], targets[c], temperature) for c in chunks(targets.numel(), head.weight.shape[0])]
+    head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)
+    pieces, logprobs = chunked_logprobs(head, hidden, temperature)
+    parts = [logprobs(hidden[piece], targets[piece]) for piece in pieces]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
@@ -90,22 +111,26 @@ def completion_backward(
     loss(log-probabilities [n], entropies [n], slice of the N tokens) returns the scalar loss of one chunk. Each chunk goes back to the
     hidden states as soon as its loss is known, so its logits [n, V] are computed once, and only one chunk exists at a time.
     """
-    head, hidden, targets = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout), ids[loss_mask]
+    head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)
     gradient = torch.empty_like(hidden)
-    for chunk in chunks(targets.numel(), head.weight.shape[0]):
+    pieces, logprobs = chunked_logprobs(head, hidden, temperature)
+    for chunk in pieces:
         part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
-        loss(*chosen_logprobs(head, part, targets[chunk], temperature), chunk).backward()
+        chosen, entropy = logprobs(part, targets[chunk])
+        loss(chosen, entropy, chunk).backward()
         if part.grad is not None:
             gradient[chunk] = part.grad
     if hidden.requires_grad:
         hidden.backward(gradient)
 
 
-def _predicting(model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None) -> torch.Tensor:
-    """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`."""
+def _predicting(
+    model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`, and these tokens [N]."""
     arguments = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
     hidden = model.base_model(input_ids=ids, use_cache=False, **arguments).last_hidden_state  # [B, T, H]
     row, column = loss_mask.nonzero(as_tuple=True)
     previous = column - 1 if layout is None else layout.previous[row, column]
     # Completions that share a prompt read the same row of `hidden`. Backward of hidden[...] would add their gradients in thread order.
-    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous)
+    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + previous), ids[row, column]

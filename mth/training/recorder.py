@@ -10,6 +10,7 @@ from tqdm import tqdm
 from mth.config.schema import Config
 from mth.foundations.errors import EngineError, first_line
 from mth.foundations.signals import Interrupted
+from mth.models.device import device_record
 from mth.runs.journal import Journal
 from mth.runs.metrics import ENTROPY, REWARD
 from mth.runs.mlflow import MLFLOW_STATUS, Tracker, run_tags
@@ -77,7 +78,7 @@ def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]
     checkpoint is of the last step; after another error, or a second Ctrl-C, the last one on disk stays.
     """
     run_dir, config = run.folder.path, run.parts.config
-    run.folder.add_to_record(facts=run.facts)
+    run.folder.add_to_record(facts=run.facts, device=device_record(run.parts.policy.model.device))
     tracker = Tracker(config, run_dir, root, run.progress.logged, run.facts, run_tags(run_dir, root, grid))
     recorder = Recorder(run, tracker)
     reason = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mth.config.checks import check_context
 from mth.config.schema import Config
+from mth.models.device import named_gpu_errors
 from mth.models.load import Policy, load_policy
 from mth.models.shapes import usable_context
 from mth.rollout import build_engine
@@ -44,16 +45,20 @@ def assemble_ticket(config: Config, checkpoint: Checkpoint | None = None) -> tup
 
 @contextmanager
 def assemble(config: Config, checkpoint: Checkpoint | None = None) -> Iterator[Parts]:
-    """All parts; the engine is closed at the end. Raises UserError as `load_tasks`, `assemble_ticket` and `fitting` do."""
+    """All parts; the engine is closed at the end.
+
+    Raises UserError as `load_tasks`, `assemble_ticket` and `fitting` do, and within as `named_gpu_errors` does.
+    """
     task, eval_tasks = load_tasks(config)
-    policy, ticket = assemble_ticket(config, checkpoint)
-    renderer = ChatRenderer(policy.tokenizer)
-    task, eval_tasks = _fitting_tasks(config, task, eval_tasks, policy, renderer)
-    engine = build_engine(policy, ticket, config.rollout)
-    try:
-        yield Parts(config, policy, ticket, task, eval_tasks, Player(engine, renderer))
-    finally:
-        engine.close()
+    with named_gpu_errors():
+        policy, ticket = assemble_ticket(config, checkpoint)
+        renderer = ChatRenderer(policy.tokenizer)
+        task, eval_tasks = _fitting_tasks(config, task, eval_tasks, policy, renderer)
+        engine = build_engine(policy, ticket, config.rollout)
+        try:
+            yield Parts(config, policy, ticket, task, eval_tasks, Player(engine, renderer))
+        finally:
+            engine.close()
 
 
 def _fitting_tasks(

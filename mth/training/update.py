@@ -1,5 +1,6 @@
 """One optimizer step from a batch of rollouts: micro-batches, loss, backward into the ticket, clipping, write-back."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -79,33 +80,38 @@ def update(
             completion_backward(policy.model, batch.ids, batch.loss_mask, temperature, loss, batch.layout)
     policy.model.eval()
     norm = ticket.finish_gradient()
+    grad_norm = norm.item()
     if observe is not None:
         assert ticket.values.grad is not None
         observe(ticket.values.grad)
-    applied = bool(torch.isfinite(norm))
-    moved = torch.zeros(())
+    applied = math.isfinite(grad_norm)
+    sums["moved"] = torch.zeros_like(norm)
     if applied:
         assert ticket.values.grad is not None
         ticket.values.grad.mul_((config.optimizer.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         before = ticket.values.detach().clone()
         optimizer.step()
         ticket.write()
-        moved = before.sub_(ticket.values.detach()).norm()
-    largest = sums.pop("mismatch/max").item()
-    mean_loss = sums.pop("loss").item() / tokens
-    means = {key: value.item() / trained for key, value in sums.items()}
+        sums["moved"] = before.sub_(ticket.values.detach()).norm()
+    figures = _to_host(sums)
+    means = {key: value / trained for key, value in figures.items()}
     return {
-        "loss": mean_loss,
+        "loss": figures["loss"] / tokens,
         "entropy": means["entropy"],
         "ratio/mean": means["ratio"],
         "ratio/limited_share": means["ratio_limited"],
         "kl/rollout": means["kl_rollout"],
         **({"kl/reference": means["kl_reference"]} if "kl_reference" in means else {}),
         "mismatch/mean": means["mismatch/mean"],
-        "mismatch/max": largest,
-        "grad_norm": norm.item(),
+        "mismatch/max": figures["mismatch/max"],
+        "grad_norm": grad_norm,
         "update/left_out_share": 1 - trained / tokens,
-        "update_norm": moved.item(),
+        "update_norm": figures["moved"],
         "update_applied": float(applied),
         "learning_rate": optimizer.param_groups[0]["lr"],
     }
+
+
+def _to_host(scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The values of scalars on the device, which is waited for once."""
+    return dict(zip(scalars, torch.stack([value.double() for value in scalars.values()]).tolist(), strict=True))

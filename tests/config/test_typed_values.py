@@ -6,6 +6,7 @@ import re
 import pytest
 
 from mth.config.cells import cells_of, read_command
+from mth.config.options import options
 from mth.config.overrides import as_overrides, rewrite_numbers
 from mth.config.typed_values import quoted
 from mth.foundations.errors import UserError
@@ -49,7 +50,7 @@ def read(line, config_name="config"):
         ("sparsity=sort(99.9,99)", "sparsity.percent=sort(99.9,99)"),
         ("seed=shuffle(1,2)", "seed.train=shuffle(1,2)"),
         ("sparsity=glob(d*)", "sparsity=dense"),
-        ("mask=glob(*layer)", "mask=first_layer,last_layer"),
+        ("optimizer=glob(adam*)", "optimizer=adam,adamw"),
         ("train.steps=${mask_seed}", "train.steps=${mask_seed}"),
     ],
 )
@@ -80,8 +81,7 @@ def test_what_has_one_meaning_is_accepted(typed, becomes):
         ("lr=0,0001", "lr.value=0,0001: a comma stands between the values of a grid; type lr.value=0.0001"),
         (
             "model=gpt2",
-            "model=gpt2 is not one that mth names (qwen2.5-0.5b, qwen2.5-0.5b-instruct, qwen2.5-1.5b, smollm2-135m, tiny); "
-            "for another type model.path=gpt2 lr=RATE",
+            f"model=gpt2 is not one that mth names ({', '.join(options('model'))}); for another type model.path=gpt2 lr=RATE",
         ),
         ("tracker=wand", "tracker=wand is unknown; choose one of "),
         ("sparsity=99percent", "sparsity=99percent is unknown; give a number, or choose one of dense, paper"),

@@ -4,14 +4,17 @@ import re
 
 import pytest
 
-from mth.config.cells import cells_of
+from mth.config.cells import Cell, cells_of
+from mth.config.choices import Init
+from mth.config.schema import ModelConfig
 from mth.foundations.errors import UserError
 from mth.grid import capacity
-from mth.grid.capacity import gpu_bytes, machine_bytes, needs
-from mth.grid.memory import memory_estimate
+from mth.grid.capacity import Need, gpu_bytes, machine_bytes, needs, remedy
+from mth.grid.memory import facts_of_models, memory_estimate, on_card
 from mth.grid.placement import place_cells
 from mth.grid.plan import plan_table
 from mth.grid.preflight import preflight
+from tests.conftest import make_config
 
 GIB = 2**30
 
@@ -43,8 +46,8 @@ def test_the_largest_cells_are_those_that_meet_on_a_machine():
 
 def test_cells_share_gpus_in_turn(two_gpus):
     assert gpu_bytes() == {"0": 80 * GIB, "GPU-aa": 80 * GIB, "1": 40 * GIB, "GPU-bb": 40 * GIB}
-    cells, models, parts = grid("mask_seed=range(0,5)", "hydra.launcher.jobs=3")
-    on_gpu = sum(parts[0].values()) - parts[0]["process"]
+    cells, models, _ = grid("mask_seed=range(0,5)", "hydra.launcher.jobs=3")
+    on_gpu = on_card(memory_estimate(cells[0].config, models[repr(cells[0].config.model)], 80 * GIB))
     found = [(need.where, need.cells, need.needed, need.there) for need in needs(cells, models)]
     assert found == [("GPU 0", 2, 2 * on_gpu, 80 * GIB), ("GPU 1", 1, on_gpu, 40 * GIB)]
 
@@ -66,6 +69,67 @@ def test_only_what_cannot_fit_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"4 cells at a time need .* use hydra.launcher.jobs=3$"):
         grid("mask_seed=range(0,9)", "hydra.launcher.jobs=4")
     monkeypatch.setattr(capacity, "machine_bytes", lambda: one - 1)
-    with pytest.raises(UserError, match=r"a cell needs .* lower train.micro_batch_tokens or rollout.batch_size$"):
+    with pytest.raises(UserError, match=r"a cell needs .* use rollout.batch_size=128$"):
         grid("mask_seed=0")
     grid("mask_seed=0,1", "hydra/launcher=slurm")  # a node of the cluster has its own memory
+
+
+LARGE = {"name": "qwen2.5-1.5b", "path": "none", "init": "random", "dtype": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Facts of the 1.5B model, by the name that `needs` looks them up with."""
+    return facts_of_models(ModelConfig(name="qwen2.5-1.5b", path="none", init=Init.random), {})
+
+
+def large_cell(large, **sections):
+    config = make_config(**{"model": LARGE, "lr": {"value": 1e-6}} | sections)
+    return Cell((), "", config, {"kind": "slurm", "gpus_per_node": 1}), {repr(config.model): large}
+
+
+def test_the_estimate_of_an_update_is_what_a_gpu_took(large, monkeypatch):
+    """44.2 GiB above the model, measured on an H200 in micro-batches of 22 rows of 730 tokens, when the head had chunks of 2^24 logits."""
+    monkeypatch.setattr("mth.training.logprobs.CHUNK_ELEMENTS_GPU", 2**24)
+    cell, _ = large_cell(large, train={"micro_batch_tokens": 22 * 730})
+    parts = memory_estimate(cell.config, large, 141 * GIB)
+    assert (parts["ticket"] + parts["work"]) / GIB == pytest.approx(44.2, rel=0.03)
+    assert parts["weights"] == 1_543_714_304 * 2
+
+
+def test_vllm_in_the_same_process_takes_its_share_of_the_gpu_and_hf_its_cache(large):
+    def parts(card=80 * GIB, **rollout):
+        cell, _ = large_cell(large, rollout=rollout | {"group_size": 4, "max_tokens": 2048}, train={"micro_batch_tokens": 1024})
+        return memory_estimate(cell.config, large, card)
+
+    assert parts(engine="vllm")["engine"] == int(0.4 * 80 * GIB)
+    assert parts(engine="vllm", kv_cache_mib=1024)["engine"] == 1_543_714_304 * 2 + GIB
+    assert parts(engine="hf", batch_size=512)["work"] == 2 * 28_672 * 512 * (2048 + 256)  # bytes per token, sequences, tokens
+    assert parts(engine="vllm", batch_size=512)["work"] == parts(engine="vllm", batch_size=1)["work"]
+    assert parts(engine="hf")["engine"] == parts(engine="vllm_server")["engine"] == 0
+    assert on_card(parts()) == sum(parts().values()) - parts()["process"] + 600 * 2**20
+
+
+def test_a_plan_for_a_gpu_says_what_fits_wherever_it_is_made(large, tmp_path):
+    def last_lines(**sections):
+        cell, models = large_cell(large, **sections)
+        return plan_table([cell], place_cells([cell], tmp_path, tmp_path), models, 80 * GIB).splitlines()[-2:]
+
+    many = {"train": {"micro_batch_tokens": 16384, "batch_size": 16}}
+    parts, verdict = last_lines(rollout={"engine": "vllm", "group_size": 4}, **many)
+    assert re.search(r"weights 2\.9, ticket 0\.3, work 4\d\.\d, engine 32\.0 GiB; process is host memory$", parts)
+    assert re.match(r"a cell needs up to 8\d\.\d\d GiB of the 80\.0 GiB of a GPU of 80 GiB \(estimate\): does not fit; use train", verdict)
+    assert verdict.endswith("use train.micro_batch_tokens=8192")
+    assert last_lines(**many)[1].endswith(": fits")
+
+
+def test_the_remedy_names_the_first_keys_that_are_enough(large):
+    def refused(there, **sections):
+        cell, models = large_cell(large, **sections)
+        return remedy(Need("a GPU", 1, 1000 * GIB, there * GIB), [cell], models)
+
+    most = {"engine": "hf", "group_size": 4, "max_tokens": 2048, "batch_size": 512}
+    assert refused(40, rollout=most) == "use train.micro_batch_tokens=8192 rollout.batch_size=256"
+    assert refused(3, rollout=most) == "lower train.micro_batch_tokens or rollout.batch_size"
+    shared = {"engine": "vllm", "group_size": 4, "gpu_memory_utilization": 0.8}
+    assert refused(16, rollout=shared).endswith("rollout.gpu_memory_utilization=0.4")

@@ -198,7 +198,10 @@ def test_a_continued_cell_takes_todays_tracker_and_a_grid_of_two_launchers_start
     calls = []
     monkeypatch.setattr(slurm, "submit", lambda grid, entries: calls.append(("slurm", [e.name for e in entries])))
     monkeypatch.setattr(local, "run", lambda grid, entries, watch: calls.append(("local", [e.name for e in entries])))
-    launch.start(grid, [entry_of(tmp_path, "a"), entry_of(tmp_path, "b", kind="slurm")], detach=False)
+    entries = [entry_of(tmp_path, "a"), entry_of(tmp_path, "b", kind="slurm")]
+    for entry in entries:
+        (entry.dir / "config.yaml").touch()
+    launch.start(grid, entries, detach=False)
     assert calls == [("slurm", ["b"]), ("local", ["a"])]
 
 

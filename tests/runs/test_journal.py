@@ -43,6 +43,13 @@ DAMAGE = {
     "no number": b'{"step": "two", "time": 0, "metrics": {}}',
     "no metrics": b'{"step": 2, "time": 0}',
     "a list of metrics": b'{"step": 2, "time": 0, "metrics": 5}',
+    "text for a number": b'{"step": 2, "time": 0, "metrics": {"reward/mean": "high"}}',
+    "text for a reward": b'{"step": 2, "time": 0, "metrics": {}, "rewards": {"arithmetic": [1, "x"]}}',
+    "no list of rewards": b'{"step": 2, "time": 0, "metrics": {}, "rewards": {"arithmetic": 1}}',
+    "nested": b"[" * 100_000,
+    "a step that is not a number": b'{"step": "NaN", "time": 0, "metrics": {}}',
+    "half a step": b'{"step": 1.5, "time": 0, "metrics": {}}',
+    "a step without end": b'{"step": "Infinity", "time": 0, "metrics": {}}',
     "empty": b"",
 }
 

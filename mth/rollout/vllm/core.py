@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import gc
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +147,32 @@ def check_head_size(spec: EngineSpec) -> None:
         raise UserError(f"the model's head size {size} is not supported by vLLM on the CPU ({supported}); use rollout=hf")
 
 
+def refuse_derived_weights(model_config: Mapping[str, Any]) -> None:
+    """Raise UserError for a model of which vLLM keeps weights that it derives from others when it loads: updates would not reach them."""
+    rank = model_config.get("kv_lora_rank")
+    if rank:
+        kind = model_config.get("model_type", "this model")
+        raise UserError(
+            f"model.path: {kind} has latent attention (kv_lora_rank={rank}), whose absorbed weights vLLM derives only once; use rollout=hf"
+        )
+
+
+def model_folder(model_config: Mapping[str, Any]) -> Path:
+    """The folder that vLLM is given as its model: config.json alone. Below $XDG_CACHE_HOME or ~/.cache, named by a hash of the configuration.
+
+    vLLM's cache of compiled code depends on the folder's name, so the next engine of the same model starts warm. Raises UserError if it
+    cannot be written.
+    """
+    name = hashlib.sha256(json.dumps(model_config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mth" / "engines" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", model_config)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written ({error}); make room there, or set XDG_CACHE_HOME to another folder") from error
+    return folder
+
+
 class LocalCore:
     """A Core that runs vLLM in this process, on this process's device. Holds one engine at a time."""
 
@@ -158,7 +186,10 @@ class LocalCore:
             if spec != self.spec:
                 raise UserError("the engine already holds another model or other settings; restart it")
             return
+        refuse_derived_weights(spec.model_config)
         on_cpu = prepare_vllm()
+        if torch.are_deterministic_algorithms_enabled():  # an operation of vLLM without a deterministic algorithm warns and goes on
+            torch.use_deterministic_algorithms(True, warn_only=True)
         from vllm import LLM
 
         from mth.rollout.vllm.transfer import BACKEND
@@ -171,11 +202,11 @@ class LocalCore:
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(spec.context, MAX_BATCHED_TOKENS_CPU)}
         if spec.kv_cache_mib is not None:
             options["kv_cache_memory_bytes"] = spec.kv_cache_mib * MIB
-        with tempfile.TemporaryDirectory(prefix="mth-engine-") as folder, preserve_torch_state():
-            write_json(Path(folder) / "config.json", spec.model_config)
+        folder = model_folder(spec.model_config)
+        with preserve_torch_state():
             try:
                 self.llm = LLM(
-                    model=folder,
+                    model=str(folder),
                     dtype=spec.dtype,
                     skip_tokenizer_init=True,
                     load_format="dummy",
@@ -230,7 +261,15 @@ class LocalCore:
 
     def close(self) -> None:
         """Free the engine. Another one can then be opened in this process."""
-        self.llm = self.spec = None
+        llm, self.llm, self.spec = self.llm, None, None
+        if llm is None:
+            return
+        with contextlib.suppress(Exception), preserve_torch_state():  # what has failed may fail at its end too
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()  # the engine refers to itself
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _update(self, info: dict[str, Any]) -> dict[str, int]:
         """Update weights through vLLM's weight-transfer API and drop cached prefixes, which belong to the old weights."""

@@ -1,6 +1,7 @@
 """Tests of one engine in a process of its own, because vLLM changes torch for the whole process. `test_vllm.py` runs them."""
 
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -251,6 +252,14 @@ def test_context_is_checked_before_anything_is_generated(engine, monkeypatch):
     monkeypatch.setattr(engine.core, "generate", None)
     with pytest.raises(UserError, match=r"a prompt of 1020 tokens \+ max_tokens=8 exceeds the model's context of 1024"):
         engine.generate([Request([5] * 1020, 0)], 8, 1.0)
+
+
+def test_a_closed_engine_frees_its_model(policy, core):
+    restored(policy, core, 99)
+    model = weakref.ref(core.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model)
+    assert model() is not None
+    core.close()
+    assert model() is None
 
 
 def test_torch_of_the_trainer_is_left_alone(policy, core):

@@ -12,12 +12,14 @@ from mth.tickets.masks.base import Family
 
 
 def test_every_family_has_a_configuration_of_its_name():
-    assert sorted(families()) == ["first_layer", "last_layer", "magnitude", "random"]
+    assert sorted(families()) == ["first_layer", "last_layer", "magnitude", "matrices", "middle_layer", "random"]
     assert set(families()) <= set(options("mask"))
 
 
 def test_unknown_families_and_options_are_errors():
-    with pytest.raises(UserError, match=r"mask\.family=none is unknown; choose one of first_layer, last_layer, magnitude, random"):
+    with pytest.raises(
+        UserError, match=r"mask\.family=none is unknown; choose one of first_layer, last_layer, magnitude, matrices, middle_layer, random"
+    ):
         sample_mask({"w": (10, 10)}, "none", 50, 0)
     with pytest.raises(UserError, match=r"mask\.options\.rows is unknown; the options of mask\.family=random are: none"):
         sample_mask({"w": (10, 10)}, MaskConfig("random", options={"rows": 2}), 50, 0)

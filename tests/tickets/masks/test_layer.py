@@ -13,13 +13,15 @@ from mth.tickets.masks import active_counts, sample_mask
 from mth.tickets.masks.layer import layer_tensors
 from tests.tickets.counts import COUNTS, ONE_LAYER
 
-FIRST, LAST = "first_layer", "last_layer"
+FIRST, MIDDLE, LAST = "first_layer", "middle_layer", "last_layer"
+NUMBER = {FIRST: {"qwen2.5-0.5b": 0, "qwen2.5-1.5b": 0}, MIDDLE: {"qwen2.5-0.5b": 12, "qwen2.5-1.5b": 14}}
+NUMBER[LAST] = {"qwen2.5-0.5b": 23, "qwen2.5-1.5b": 27}
 
 
-@pytest.mark.parametrize("family", [FIRST, LAST])
+@pytest.mark.parametrize("family", NUMBER)
 def test_one_layer_with_either_budget(real, family):
     name, shapes = real
-    number = 0 if family == FIRST else {"qwen2.5-0.5b": 23, "qwen2.5-1.5b": 27}[name]
+    number = NUMBER[family][name]
     whole = sample_mask(shapes, MaskConfig(family, Budget.whole_layer), 99, 0)
     assert count_active(shapes, whole) == ONE_LAYER[name]
     matched = sample_mask(shapes, MaskConfig(family, Budget.matched), 99, 0)
@@ -30,7 +32,7 @@ def test_one_layer_with_either_budget(real, family):
         assert all(tensor.startswith(f"model.layers.{number}.") for tensor in touched)
     counts = active_counts(shapes, 99, MaskConfig(family))
     assert counts == {tensor: index.size for tensor, index in matched.items()}
-    inside = layer_tensors(shapes, last=family == LAST)
+    inside = layer_tensors(shapes, {FIRST: 0, MIDDLE: 0.5, LAST: 1}[family])
     exact = {tensor: Fraction(COUNTS[name][99][0] * math.prod(shapes[tensor]), ONE_LAYER[name]) for tensor in inside}
     assert all(counts[tensor] - math.floor(exact[tensor]) in (0, 1) for tensor in inside)
     up = [exact[tensor] % 1 for tensor in inside if counts[tensor] > exact[tensor]]
@@ -56,6 +58,12 @@ def test_rounding_follows_the_largest_remainders(budget, sizes, expected):
     shapes = {"embed": (100 * budget,)} | {f"layers.0.{tensor}": (size,) for tensor, size in zip("abc", sizes, strict=True)}
     counts = active_counts(shapes, 99, MaskConfig(FIRST))
     assert counts == dict(zip(shapes, (0, *expected), strict=True))
+
+
+def test_the_middle_of_a_few_layers():
+    for layers, middle in ((1, 0), (2, 1), (3, 1), (12, 6)):
+        shapes = {f"layers.{number}.w": (4,) for number in range(layers)}
+        assert layer_tensors(shapes, 0.5) == [f"layers.{middle}.w"]
 
 
 def test_a_layer_that_cannot_hold_the_budget_is_an_error(real):

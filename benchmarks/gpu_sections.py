@@ -1,0 +1,407 @@
+"""The sections of benchmarks/gpu.py: python gpu_sections.py SECTION --device DEVICE [--tiny]. Loads, waits for a line on stdin, measures."""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import methods
+import numpy as np
+import torch
+import transformers
+from gpu_parts import attention, ceilings, head
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mth.config.choices import Dtype, TrackerName
+from mth.config.schema import Config, LrConfig, ModelConfig, RolloutConfig, SparsityConfig, TaskConfig, TrackerConfig, TrainConfig
+from mth.foundations.errors import first_line
+from mth.foundations.paths import ASSETS
+from mth.models.device import prepare_device
+from mth.models.load import Policy
+from mth.rollout.engine import Request
+from mth.rollout.hf.engine import HfEngine
+from mth.rollout.player import Rollout
+from mth.tasks.base import Episode
+from mth.tickets.draw import model_parameters
+from mth.tickets.masks import sample_mask
+from mth.tickets.optimizer import build_optimizer
+from mth.tickets.ticket import Ticket
+from mth.training.batches import attention_cost, collate
+from mth.training.logprobs import completion_backward
+from mth.training.update import update
+
+GIB = 2**30
+
+
+class Bench:
+    """Where a section measures, and how it says what it found."""
+
+    def __init__(self, section: str, device: str, tiny: bool) -> None:
+        self.section, self.device, self.tiny = section, torch.device(device), tiny
+        self.dtype = torch.bfloat16
+
+    def say(self, what: str, **values: Any) -> None:
+        """Print a measurement as a JSON line."""
+        short = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
+        print(json.dumps({"section": self.section, "what": what, **short}), flush=True)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Seconds of one call, with its work on the device."""
+        self.wait()
+        start = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - start
+
+    def median(self, call: Callable[[], object], rounds: int = 3, warm: int = 1) -> float:
+        """Median seconds of a call, after some to warm up."""
+        for _ in range(warm):
+            call()
+        return statistics.median(self.seconds(call) for _ in range(rounds))
+
+    def clear(self) -> float:
+        """Free memory and start its peak anew. Returns the GiB in use."""
+        gc.collect()
+        if self.device.type != "cuda":
+            return 0.0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / GIB
+
+    def peak(self) -> float:
+        """Peak GiB since `clear`."""
+        return torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else 0.0
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Within, an error is said in one line; the section goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.say("failed", of=what, why=f"{type(error).__name__}: {first_line(error, 250)}")
+        finally:
+            self.clear()
+
+
+def model_of(bench: Bench, name: str) -> PreTrainedModel:
+    """A Qwen2.5 model, 0.5b or 1.5b, with random weights; in tiny two narrow layers."""
+    shape = AutoConfig.from_pretrained(ASSETS / f"qwen2.5-{name}")
+    if bench.tiny:
+        shape.num_hidden_layers, shape.vocab_size, shape.layer_types = 2, 500, shape.layer_types[:2]
+        shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads = 64, 96, 2, 1
+    torch.manual_seed(0)
+    with bench.device:
+        return AutoModelForCausalLM.from_config(shape, dtype=bench.dtype).eval()
+
+
+def ticket_of(model: PreTrainedModel, percent: float) -> Ticket:
+    parameters = model_parameters(model)
+    return Ticket(parameters, sample_mask({name: tuple(p.shape) for name, p in parameters.items()}, "random", percent, 0))
+
+
+def works(bench: Bench) -> None:
+    """Whole runs of the embedded model: does each kind work, and does the same command give the same bits?"""
+    from mth.runs.checkpoint import checkpoints_of, load_checkpoint
+    from mth.runs.journal import read_journal
+    from mth.runs.search import copy_beginning
+    from mth.training.loop import train
+
+    steps = 2 if bench.tiny else 6
+    small, tokens = (8, 8) if bench.tiny else (128, 32)
+
+    def config_of(steps: int = steps, **model: Any) -> Config:
+        config = Config(
+            model=ModelConfig(device=bench.device.type, **model),
+            task=TaskConfig(name="arithmetic"),
+            train=TrainConfig(steps=steps, batch_size=small),
+            rollout=RolloutConfig(group_size=small // 4, max_tokens=tokens),
+            tracker=TrackerConfig(TrackerName.none),
+            lr=LrConfig(5e-3),
+        )
+        config.eval.samples, config.eval.every = 2 if bench.tiny else 64, 0
+        config.samples.eval = config.samples.train = 0  # kept ones need pyarrow, which a machine with a GPU may lack
+        return config
+
+    algorithm = replace(config_of().algorithm, kl_coef=0.05, lag=1)
+    kinds = {
+        "as it is": config_of(),
+        "once more": config_of(),
+        "half": config_of(steps // 2),
+        "continued": config_of(),
+        "not deterministic": config_of(deterministic=False),
+        "bf16": config_of(dtype=Dtype.bfloat16),
+        "KL and lag": replace(config_of(), algorithm=algorithm),
+        "checkpointing": config_of(activation_checkpointing=True),
+        "full": replace(config_of(), sparsity=SparsityConfig(0.0)),
+    }
+    values: dict[str, torch.Tensor] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind, config in kinds.items():
+            with bench.guarded(kind):
+                place = folder / kind.replace(" ", "-")
+                place.mkdir()
+                if kind == "continued":
+                    copy_beginning(folder / "half", place, config)
+                spent = bench.seconds(lambda config=config, place=place: train(config, place, folder))
+                values[kind] = load_checkpoint(checkpoints_of(place)[-1]).tensors["values"]
+                last = read_journal(place)[-1].metrics
+                bench.say(
+                    "run", kind=kind, steps=config.train.steps, seconds=spent, update=last["seconds/update"], reward=last["reward/mean"]
+                )
+    for kind in ("once more", "continued", "not deterministic"):
+        if kind in values and "as it is" in values:
+            first, other = values["as it is"], values[kind]
+            difference = ((first - other).norm() / first.norm()).item()
+            bench.say("as it is, compared", to=kind, same_bits=bool(torch.equal(first, other)), difference=difference)
+
+
+def step(bench: Bench, name: str) -> None:
+    """One optimizer step, by method: 44 rows in micro-batches of 16,384 tokens."""
+    methods.DEVICE, methods.DTYPE = bench.device, bench.dtype
+    rows, prompt, reply, limit = (4, 4, 8, 24) if bench.tiny else (44, 130, 600 if name == "1.5b" else 300, 16384)
+    length, floor = prompt + reply, 0.0
+    cases = [("floor", 99.0), ("ticket", 99.0), ("full", 0.0), ("ticket", 99.9), ("ticket", 99.99), ("lora", 99.0), ("shira", 99.0)]
+    for deterministic in (True, False):
+        prepare_device(bench.device, deterministic)
+        for method, percent in cases if deterministic else [("ticket", 99.0)]:
+            if method in ("lora", "shira") and find_spec("peft") is None:
+                continue
+            with bench.guarded(f"{method} {percent}"):
+                model = model_of(bench, name)
+                ids = torch.randint(model.config.vocab_size, (rows, length), device=bench.device)
+                sampled = torch.zeros_like(ids, dtype=torch.bool)
+                sampled[:, prompt:] = True
+                take, total, at_once = methods.METHODS[method](model, percent), rows * reply, max(1, limit // length)
+
+                def work(model=model, ids=ids, sampled=sampled, total=total, at_once=at_once) -> None:
+                    for start in range(0, rows, at_once):
+                        part = slice(start, start + at_once)
+                        completion_backward(model, ids[part], sampled[part], 1.0, lambda chosen, *_: -chosen.sum() / total)
+
+                before = bench.clear()
+                first = bench.seconds(lambda take=take, work=work: take(work))
+                spent = bench.median(lambda take=take, work=work: take(work), 3, 0)
+                floor = spent if method == "floor" else floor
+                bench.say(
+                    "step",
+                    method=method,
+                    percent=percent,
+                    deterministic=deterministic,
+                    seconds=spent,
+                    first=first,
+                    times_floor=spent / floor if floor else 0.0,
+                    gib_above=bench.peak() - before,
+                )
+            model = take = work = ids = sampled = None
+            bench.clear()
+
+
+def packing(bench: Bench) -> None:
+    """Whole updates: rollouts of a prompt in shared rows, as mth chooses, against rows of their own."""
+    prepare_device(bench.device, True)
+    model = model_of(bench, "0.5b")
+    ticket, policy, random = ticket_of(model, 99.0), Policy(model, None, frozenset({-1})), np.random.default_rng(0)
+    optimizer, words = build_optimizer(ticket, Config().optimizer, 1e-6), model.config.vocab_size
+    for prompt, reply, groups in [(4, 8, 2)] if bench.tiny else [(130, 300, 6), (200, 60, 12), (130, 600, 4)]:
+        rollouts = []
+        for _ in range(groups):
+            first = random.integers(0, words, prompt).tolist()
+            for _ in range(8):
+                count = int(random.integers(reply // 2, reply + 1))
+                mask, logprobs = [False] * prompt + [True] * count, [0.0] * prompt + [-7.0] * count
+                rollouts.append(Rollout(Episode("x", ("a",), ("b",)), first + random.integers(0, words, count).tolist(), mask, logprobs))
+        config = Config(train=TrainConfig(batch_size=8 * groups), rollout=RolloutConfig(group_size=8), lr=LrConfig(1e-6))
+        advantages = random.normal(size=len(rollouts)).tolist()
+        for rows, cost in (("as mth chooses", attention_cost(model)), ("one rollout each", float("inf"))):
+            with bench.guarded(rows):
+                batches = collate(rollouts, advantages, 16384, bench.device, cost)
+                tokens = sum(rollout.completion_tokens for rollout in rollouts)
+                before = bench.clear()
+                arguments = policy, ticket, optimizer, batches, tokens, config
+                spent = bench.median(lambda arguments=arguments: update(*arguments))
+                shared = sum(batch.layout is not None for batch in batches)
+                facts = {"prompt": prompt, "reply": reply, "batches": len(batches), "shared": shared}
+                bench.say("update", rows=rows, **facts, seconds=spent, gib_above=bench.peak() - before)
+
+
+def decoding(bench: Bench) -> None:
+    """The hf engine against transformers' own generate."""
+    prepare_device(bench.device, True)
+    prompt, new = (8, 4) if bench.tiny else (130, 64)
+    for name, sizes in (("0.5b", [8]),) if bench.tiny else (("0.5b", [64, 256, 512]), ("1.5b", [256])):
+        model = model_of(bench, name)
+        ticket, policy, random = ticket_of(model, 99.9), Policy(model, None, frozenset({-1})), np.random.default_rng(0)
+        for count in sizes:
+            prompts = [random.integers(0, model.config.vocab_size, prompt).tolist() for _ in range(count // 8)]
+            requests = [Request(prompts[i // 8], i) for i in range(count)]
+            engine = HfEngine(policy, ticket, RolloutConfig(batch_size=count))
+            with bench.guarded(f"hf {count}"):
+                engine.generate(requests, 4, 1.0)
+                before = bench.clear()
+                spent = bench.seconds(lambda engine=engine, requests=requests: engine.generate(requests, new, 1.0))
+                figures = {"seconds": spent, "ms_a_token": 1000 * spent / new, "tokens_per_s": count * new / spent}
+                bench.say("decoding", model=name, engine="hf", sequences=count, **figures, gib_above=bench.peak() - before)
+        with bench.guarded("generate"), torch.no_grad():
+            ids = torch.tensor([request.prompt for request in requests], device=bench.device)
+            options = {"attention_mask": torch.ones_like(ids), "do_sample": True, "pad_token_id": 0}
+
+            def generate(tokens: int, model=model, ids=ids, options=options) -> None:
+                model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **options)
+
+            generate(4)
+            before = bench.clear()
+            spent = bench.seconds(lambda: generate(new))
+            figures = {"seconds": spent, "ms_a_token": 1000 * spent / new, "tokens_per_s": count * new / spent}
+            bench.say("decoding", model=name, engine="transformers", sequences=count, **figures, gib_above=bench.peak() - before)
+        del model, ticket, policy, engine
+
+
+def ticket(bench: Bench) -> None:
+    """What a ticket adds to a step: gather, write, read, optimizer."""
+    model = model_of(bench, "1.5b")
+    for deterministic in (True, False):
+        prepare_device(bench.device, deterministic)
+        for percent in (99.0, 99.9):
+            made = ticket_of(model, percent)
+            optimizer = build_optimizer(made, Config().optimizer, 1e-6)
+
+            def gather(made=made) -> None:
+                for name, parameter in made.parameters.items():
+                    if made.slices[name].stop > made.slices[name].start:
+                        parameter.grad = parameter.data
+                        made._gather(name, parameter)
+
+            calls = {"gather": gather, "write": made.write, "read": made.read, "optimizer": optimizer.step}
+            times = {f"{key}_ms": 1000 * bench.median(call) for key, call in calls.items()}
+            bench.say("ticket", percent=percent, deterministic=deterministic, entries=made.active_parameters, **times)
+            made.detach()
+            del made, optimizer
+
+
+def vllm(bench: Bench) -> None:
+    """vLLM beside the model: start, tokens per second, sync, mismatch of log-probabilities. Left out where it is not installed."""
+    if find_spec("vllm") is None:
+        bench.say("left out", why="vLLM is not installed")
+        return
+    from mth.rollout.vllm.core import LocalCore
+    from mth.rollout.vllm.engine import VllmEngine
+    from mth.training.logprobs import completion_logprobs
+
+    model = model_of(bench, "0.5b")
+    made, policy = ticket_of(model, 99.0), Policy(model, None, frozenset({-1}))
+    count, prompt, new = (8, 8, 4) if bench.tiny else (256, 130, 128)
+    config, engine = RolloutConfig(batch_size=count, context=prompt + new + 1), None
+    for start in ("cold", "again"):
+        spent = time.perf_counter()
+        engine = VllmEngine(policy, made, config, LocalCore())
+        bench.say("vLLM", measured=f"start, {start}", value=time.perf_counter() - spent, unit="s")
+        if start == "cold":
+            engine.close()
+    assert engine is not None
+    engine.stop_ids = []
+    random = np.random.default_rng(0)
+    requests = [Request(random.integers(0, model.config.vocab_size, prompt).tolist(), i) for i in range(count)]
+    engine.generate(requests, 4, 1.0)
+    spent = bench.seconds(lambda: engine.generate(requests, new, 1.0))
+    bench.say("vLLM", measured="decoding", value=count * new / spent, unit="tokens/s")
+    bench.say("vLLM", measured="sync", value=1000 * bench.median(lambda: engine.sync(made.values.data)), unit="ms")
+    replies = engine.generate(requests[:4], new, 1.0)
+    ids = torch.tensor([[*request.prompt, *reply.ids] for request, reply in zip(requests, replies, strict=False)], device=bench.device)
+    sampled = torch.zeros_like(ids, dtype=torch.bool)
+    sampled[:, prompt:] = True
+    with torch.no_grad():
+        own, _ = completion_logprobs(model, ids, sampled, 1.0)
+    gap = (own.cpu() - torch.tensor([value for reply in replies for value in reply.logprobs])).abs()
+    bench.say("vLLM", measured="mismatch of log-probabilities, mean", value=gap.mean().item(), unit="nats")
+    engine.close()
+    bench.say("vLLM", measured="memory after close", value=bench.clear(), unit="GiB")
+
+
+def trl(bench: Bench) -> None:
+    """One GRPO step of the embedded model beside TRL: benchmarks/grpo.py. Left out where TRL is not installed."""
+    if find_spec("trl") is None or find_spec("datasets") is None:
+        bench.say("left out", why="trl is not installed")
+        return
+    import grpo
+    from interleave import measure, summarize
+
+    sizes = (2, 2, 4) if bench.tiny else (16, 8, 32)
+    names = ["TRL GRPOTrainer, full", "mth, 99 %"] if bench.tiny else [name for name in grpo.WORKERS if "kept" not in name]
+    flags = [text for pair in zip(("--prompts", "--group", "--new"), map(str, sizes), strict=True) for text in pair]
+    measured = measure({name: [str(grpo.HERE), "--worker", name, *flags] for name in names}, 1 if bench.tiny else 5)
+    for row in summarize(measured, "TRL GRPOTrainer, full").to_dict("records"):
+        bench.say("GRPO step", **{key: value.item() if hasattr(value, "item") else value for key, value in row.items()})
+
+
+def cells(bench: Bench) -> None:
+    """Cells of the embedded model that share the device, forked from a resident process."""
+    import subprocess
+
+    count = 2 if bench.tiny else 10
+    keys = ["task=arithmetic", f"train.steps={1 if bench.tiny else 16}", "train.batch_size=32", "eval.samples=16", "eval.every=0"]
+    keys += ["tracker=none", "samples.eval=0", "samples.train=0", f"model.device={bench.device.type}", f"hydra.launcher.jobs={count}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "mth.train", "-m", f"mask_seed=range(0,{count})", *keys]
+
+        def run() -> None:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+
+        spent = bench.seconds(run)
+    bench.say("cells", count=count, at_a_time=count, seconds=spent, seconds_a_cell=spent / count)
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "works": works,
+    "ceilings": ceilings,
+    "step-1.5b": lambda bench: step(bench, "1.5b"),
+    "head": head,
+    "attention": attention,
+    "packing": packing,
+    "decoding": decoding,
+    "ticket": ticket,
+    "step-0.5b": lambda bench: step(bench, "0.5b"),
+    "vllm": vllm,
+    "trl": trl,
+    "cells": cells,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    bench = Bench(options.section, options.device, options.tiny)
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU is visible to torch; --device cpu --tiny tries the program on a CPU")
+    if options.section == "works":
+        where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+        bench.say("machine", device=where, torch=torch.__version__, transformers=transformers.__version__, python=sys.version.split()[0])
+    start = time.perf_counter()
+    with bench.guarded(options.section):
+        SECTIONS[options.section](bench)
+    bench.say("section", seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""benchmarks/gpu.py: its sections on tiny shapes on the CPU, and how it runs them. vllm, trl and cells, which take longest, are not run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+WITHOUT_GPU = ("cuDNN", "memory-efficient")  # kernels
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu
+    import gpu_sections
+
+    return gpu, gpu_sections
+
+
+def measured(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("name", ["works", "ceilings", "step-0.5b", "head", "attention", "packing", "decoding", "ticket"])
+def test_a_section_measures(modules, capsys, name):
+    _, sections = modules
+    sections.SECTIONS[name](sections.Bench(name, "cpu", tiny=True))
+    rows = measured(capsys)
+    failed = [row for row in rows if row["what"] == "failed" and not row["of"].startswith(WITHOUT_GPU)]
+    assert rows and not failed, failed
+    assert all(row["section"] == name for row in rows)
+    if name == "works":
+        same = {row["to"]: row["same_bits"] for row in rows if row["what"] == "as it is, compared"}
+        assert same == {"once more": True, "continued": True, "not deterministic": True}
+    if name == "step-0.5b":
+        assert {row["method"] for row in rows} >= {"floor", "ticket", "full"}
+
+
+def test_sections_have_limits_and_an_error_is_a_measurement(modules, capsys):
+    gpu, sections = modules
+    assert gpu.LIMITS.keys() == sections.SECTIONS.keys()
+    bench = sections.Bench("head", "cpu", tiny=True)
+    with bench.guarded("a part"):
+        raise ValueError("too large\nsecond line")
+    assert measured(capsys) == [{"section": "head", "what": "failed", "of": "a part", "why": "ValueError: too large"}]
+
+
+def stub(tmp_path, monkeypatch, gpu):
+    """Sections that need no torch: one that measures, one that fails, one that never ends."""
+    (tmp_path / "gpu_sections.py").write_text(
+        "import sys, time\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        'if sys.argv[1] == \'ceilings\': print(\'{"section": "ceilings", "what": "ceiling", "of": "copy", "value": 1.5}\')\n'
+        "if sys.argv[1] == 'head': sys.exit('head: no memory')\n"
+        "if sys.argv[1] == 'ticket': time.sleep(600)\n"
+    )
+    monkeypatch.setattr(gpu, "HERE", tmp_path)
+    monkeypatch.setattr(gpu, "LIMITS", {"ceilings": 30, "head": 30, "ticket": 0.3, "works": 30})
+
+
+def test_a_section_that_fails_or_takes_too_long_does_not_stop_the_others(tmp_path, monkeypatch, modules, capsys):
+    gpu, _ = modules
+    stub(tmp_path, monkeypatch, gpu)
+    rows = gpu.measure(["head", "ticket", "ceilings"], [], 60, tmp_path / "gpu.jsonl")
+    assert [row["what"] for row in rows] == ["failed", "failed", "ceiling"]
+    assert rows[0]["why"] == "head: no memory" and rows[1]["why"].startswith("stopped after")
+    assert [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()] == rows
+    assert "## ceilings: ceiling\n\n| of | value |\n| --- | --- |\n| copy | 1.5 |" in gpu.tables(rows)
+    (late,) = gpu.measure(["works"], [], 1, tmp_path / "late.jsonl")
+    assert late["what"] == "left out" and "--minutes" in late["why"]
+
+
+def test_an_unknown_section_is_refused():
+    done = subprocess.run([sys.executable, str(FOLDER / "gpu.py"), "--only", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--only=nothing: no such section; choose from works, ceilings" in done.stderr

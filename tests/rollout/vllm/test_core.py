@@ -1,0 +1,25 @@
+"""What is decided before vLLM is imported: the folder of its model, and models that it cannot follow."""
+
+import pytest
+
+from mth.foundations.errors import UserError
+from mth.foundations.files import read_json
+from mth.rollout.vllm.core import EngineSpec, LocalCore, model_folder
+
+
+def test_engines_of_one_model_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = model_folder({"model_type": "qwen2", "hidden_size": 64})
+    assert model_folder({"hidden_size": 64, "model_type": "qwen2"}) == first and first.is_relative_to(tmp_path)
+    assert read_json(first / "config.json") == {"model_type": "qwen2", "hidden_size": 64}
+    assert model_folder({"model_type": "qwen2", "hidden_size": 128}) != first
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"could not be written .* set XDG_CACHE_HOME to another folder"):
+        model_folder({})
+
+
+def test_a_model_with_absorbed_weights_is_refused_by_name():
+    spec = EngineSpec({"model_type": "deepseek_v3", "kv_lora_rank": 512}, "bfloat16", 64, 1, 0.4, None)
+    with pytest.raises(UserError, match=r"deepseek_v3 has latent attention \(kv_lora_rank=512\), .*; use rollout=hf"):
+        LocalCore().open(spec)
