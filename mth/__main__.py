@@ -3,6 +3,7 @@
 COMMANDS = {
     "train": "train a ticket, or with -m launch a grid of runs",
     "grid": "plan, watch, resume and cancel grids; send their journals to MLflow",
+    "watch": "the curves of a run in the terminal, while it trains",
     "report": "make the paper's tables and figures from runs, or the page of one run",
     "runs": "find runs by their settings, compare two, remove what is superseded",
     "samples": "read what the model wrote in a run or a grid",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mth.config.cli import asks_for_help, one_line_errors
 from mth.foundations.errors import require
 from mth.foundations.files import to_json
+from mth.foundations.output import prepare_output
 from mth.foundations.secrets import TOKEN_VARIABLE
 from mth.foundations.statistics import plus_minus
 
@@ -113,7 +114,10 @@ def main(arguments: list[str]) -> None:
 
         print(command_help(__doc__, [argument for argument in arguments if not argument.startswith("-")]))
         return
-    _, result = evaluation([argument for argument in arguments if argument != "--json"])
+    from mth.config.overrides import as_overrides
+
+    prepare_output()
+    _, result = evaluation(as_overrides([argument for argument in arguments if argument != "--json"]))
     if "--json" in arguments:
         print(to_json(result.metrics, indent=1))
         return

@@ -34,10 +34,10 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     from pathlib import Path
 
     import torch
-    from tqdm import tqdm
 
     from mth.config.stored import to_plain
     from mth.foundations.files import write_json
+    from mth.foundations.progress import Bar
     from mth.models.device import resolve_device
     from mth.models.pretraining import (
         Slips,
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     rng, held_out = random.Random(config.seed), random.Random(config.seed + 1)
     started, record = time.time(), {}
     out = Path(config.out)
-    for step in tqdm(range(config.steps), desc="pretrain", unit="step"):
+    for step in Bar(range(config.steps), desc="pretrain", unit="steps"):
         clean = step < round(config.steps * config.clean_share)
         slips = Slips() if clean else Slips(config.slip_order, config.slip_equation)
         stream = dialogues(rng, slips, names_per_turn(step, config.steps, config.curriculum_share))
@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 "exact_sort": exact_share(model, tokenizer, sample[::2]),
                 "exact_arithmetic": exact_share(model, tokenizer, sample[1::2]),
             }
-            tqdm.write(
+            Bar.write(
                 f"step {step + 1}: " + " ".join(f"{key} {value:.3f}" for key, value in record.items()) + f" {time.time() - started:.0f} s"
             )
             if config.snapshots:

@@ -19,12 +19,15 @@ force=true starts anew.
 """
 
 import os
+import shlex
+import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mth.config.cli import asks_for_help, hydra_main, one_line_errors
+from mth.config.typed_values import quoted
 from mth.foundations.errors import require
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from mth.config.schema import Config
     from mth.grid.placement import Place
+    from mth.runs.folder import RunFolder
     from mth.runs.summary import Summary
 
 
@@ -40,7 +44,9 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
     from mth.config.choices import TrackerName
     from mth.foundations.statistics import plus_minus
     from mth.runs.folder import RunFolder
+    from mth.runs.journal import read_journal
     from mth.runs.mlflow import default_uri, ui_command
+    from mth.training.shown import why_nothing_was_learned
 
     trained = f"{summary.active_parameters:,} of {summary.total_parameters:,} parameters trained"
     print(f"\n{summary.status} after {summary.steps} steps, {trained}")
@@ -54,6 +60,8 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
             ends = (plus_minus(each[key], each.get(error)) for each in (base, final))
             gain = plus_minus(final[key] - base[key], change.get(error), "+")
             print(f"{task:14} {key.replace('_at_', '@'):7} base {' -> trained '.join(ends)} ({gain})")
+    if hint := why_nothing_was_learned(read_journal(run_dir), config):
+        print(f"hint: {hint}")
     print(f"run folder:     {run_dir}")
     if RunFolder(run_dir).samples.is_dir():
         print(f"what it wrote:  python -m mth.samples {os.path.relpath(run_dir)} --changed")
@@ -78,7 +86,7 @@ def place(config: "Config", run_dir: Path) -> "Place":
 
 def run(config: "Config", place: "Place") -> None:
     """Train one run, unless it is finished, and print what came out."""
-    from mth.foundations.signals import listen
+    from mth.foundations.signals import listen, nothing_to_save
     from mth.grid.placement import runs_root
     from mth.runs.folder import RunFolder
 
@@ -93,10 +101,51 @@ def run(config: "Config", place: "Place") -> None:
     from mth.training.loop import train
 
     requests = listen()
-    report(train(config, place.dir, root, requests), config, place.dir, root)
+    try:
+        summary = train(config, place.dir, root, requests)
+    except KeyboardInterrupt:  # the second one
+        print(f"\nended at once; {continue_command(place.dir)}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception:
+        if place.found == "new":
+            remove_failed_start(RunFolder(place.dir), root)
+        raise
+    finally:
+        nothing_to_save()
+    report(summary, config, place.dir, root)
+    if summary.status == "interrupted":
+        print(continue_command(place.dir))
     if requests.received is not None:
         raise SystemExit(128 + requests.received)
     return None
+
+
+def continue_command(run_dir: Path) -> str:
+    """How to go on with a run that was stopped: the command as it was typed, with the run's folder."""
+    left_out = ("run_dir=", "force=", "resume=")
+    typed = [argument for argument in sys.argv[1:] if not argument.startswith(left_out)]
+    return f"continue with:  {shlex.join(['python', '-m', 'mth.train', *typed, quoted('run_dir', os.path.relpath(run_dir))])}"
+
+
+def remove_failed_start(folder: "RunFolder", root: Path) -> None:
+    """Remove what this process left of a new run that failed before its first evaluation was done, so that no report finds it."""
+    begun = folder.journal_file.is_file() and folder.journal_file.stat().st_size > 0
+    if begun or folder.record().get("pid") != os.getpid():
+        return
+    made = (folder.config_file, folder.record_file, folder.summary_file, folder.journal_file, folder.mlflow_file, folder.path / ".lock")
+    for file in made:
+        file.unlink(missing_ok=True)
+    for inner in (folder.samples, folder.checkpoints, folder.gradients):
+        remove_empty(inner, root)
+    remove_empty(folder.path, root)
+
+
+def remove_empty(folder: Path, root: Path) -> None:
+    """Remove a folder if it is empty, and the folder of its day if that is empty then. root: of all runs."""
+    with suppress(OSError):
+        folder.rmdir()
+        if folder.parent.parent == root:
+            folder.parent.rmdir()
 
 
 def main(cfg: "DictConfig") -> None:

@@ -3,6 +3,10 @@
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +79,42 @@ def small_model(tokenizer):
 @pytest.fixture
 def small_policy(small_model, tokenizer):
     return Policy(small_model, tokenizer, frozenset(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])))
+
+
+_begun: list[subprocess.Popen] = []
+
+
+def begin(command, **settings):
+    """A process that ends with the test that has begun it at the latest, and all of its children with it."""
+    process = subprocess.Popen(list(map(str, command)), start_new_session=True, **settings)
+    _begun.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def end_processes(request):
+    """Ends what the test has begun, whether it fails or not, and what runs in the test's own folder."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    while _begun:
+        process = _begun.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    if folder is not None:
+        end_all_below(folder)
+
+
+def end_all_below(folder):
+    """Ends processes that work in this folder or name it: cells of grids have sessions of their own and outlive their launcher."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            named = f"{folder}/".encode() in (process / "cmdline").read_bytes() or (process / "cwd").readlink().is_relative_to(folder)
+            if named and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def claim(path, config):

@@ -1,4 +1,4 @@
-"""In CI a skipped test is a failure; elsewhere it skips."""
+"""What holds for all tests: in CI a skipped test is a failure, and a test that fails leaves no process behind."""
 
 import os
 import subprocess
@@ -16,3 +16,26 @@ def test_a_skip_fails_in_ci_only(tmp_path, ci, outcome):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert outcome in result.stdout
+
+
+LEAVES_TWO = """
+import subprocess, sys
+from conftest import begin
+
+def test_it(tmp_path):
+    own = begin(["sleep", "600"])
+    apart = subprocess.Popen(["sleep", "601"], cwd=tmp_path, start_new_session=True)  # as a cell of a grid
+    raise AssertionError(f"pids {own.pid} {apart.pid} end")
+"""
+
+
+def test_a_test_that_fails_leaves_no_process_behind(tmp_path):
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(LEAVES_TWO)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+    pids = said.partition("AssertionError: pids ")[2].split()[:2]
+    assert len(pids) == 2, said
+    for pid in pids:
+        status = Path(f"/proc/{pid}/stat")
+        assert not status.exists() or status.read_text().split()[2] == "Z"

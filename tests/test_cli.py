@@ -3,10 +3,12 @@
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,15 @@ from transformers import AutoModelForCausalLM
 from mth import load_ticket
 from mth.foundations.paths import TINY_MODEL
 from mth.foundations.secrets import TOKEN_VARIABLE
+from mth.grid.launch import hints
+from mth.grid.record import Grid, GridCell
+from mth.grid.state import cell_states
 from mth.runs.checkpoint import load_checkpoint
+from mth.runs.folder import RunFolder
 from mth.runs.mlflow import default_uri, mlflow_client
+from mth.train import remove_failed_start, report
+from mth.training.loop import train
+from tests.conftest import claim, make_config, model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
@@ -44,7 +53,8 @@ def mth(module, *arguments, cwd, check=True, env=None):
 def grid(tmp_path_factory):
     """The README's command, made small: six runs under multirun/."""
     folder = tmp_path_factory.mktemp("user")
-    mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, cwd=folder)
+    launched = mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, cwd=folder)
+    (folder / "launcher.txt").write_text(launched.stdout + launched.stderr)
     return folder
 
 
@@ -64,6 +74,50 @@ def test_a_grid_as_documented(grid):
 
 def first_run(grid):
     return sorted(grid.rglob("summary.json"))[0].parent
+
+
+def test_logs_hold_lines_and_no_carriage_returns(grid):
+    logs = [path.read_bytes().decode() for path in [grid / "launcher.txt", *grid.rglob("log.txt")]]
+    assert len(logs) == 7 and not any("\r" in log for log in logs)
+    assert "grid: 6 of 6 steps, 6 finished, 00:00 left" in logs[0]
+    for log in logs[1:]:
+        assert re.search(r"^train: 1 of 1 steps, reward 0\.\d{3}, pass@1 0\.\d{3}, [\d,]+ tokens/s, 00:00 left$", log, re.MULTILINE)
+
+
+def test_a_start_that_fails_leaves_nothing_that_a_report_would_find(tmp_path):
+    """The weights turn out to be damaged once the run has its folder. What lay there before stays."""
+    broken = model_with_damaged_weights(tmp_path / "broken")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    result = mth("train", f"model.path={broken}", "model.lr_table=tiny", *SMALL, "run_dir=mine", cwd=tmp_path, check=False)
+    assert result.returncode == 2 and "weights cannot be loaded" in result.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_only_the_own_start_is_removed_and_only_if_it_did_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "2026-01-01" / "10-00-00")
+    claim(folder.path, make_config())
+    folder.add_to_record(pid=1)
+    remove_failed_start(folder, tmp_path)
+    assert folder.exists  # another process has it
+    folder.add_to_record(pid=os.getpid())
+    folder.journal_file.write_text("{}\n")
+    remove_failed_start(folder, tmp_path)
+    assert folder.exists  # it has begun
+    folder.journal_file.write_text("")
+    remove_failed_start(folder, tmp_path)
+    assert tmp_path.exists() and not list(tmp_path.iterdir())
+
+
+def test_a_run_that_learned_nothing_says_why_at_its_end(tmp_path, capsys):
+    config = make_config(train={"steps": 1}, rollout={"max_tokens": 1}, eval={"every": 0})
+    folder = tmp_path / "run"
+    report(train(config, folder, tmp_path), config, folder, tmp_path)
+    why = "every reward was 0 in all 1 steps, and 100% of the replies were cut off at rollout.max_tokens=1; raise rollout.max_tokens="
+    assert f"hint: {why}\n" in capsys.readouterr().out
+    entry = GridCell("a", folder, [], "", {}, "new", 1, ["arithmetic"])
+    states = cell_states(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry, replace(entry, name="b")]))
+    assert hints(states) == [f"hint for a, b: {why}"]
 
 
 def test_evaluate_reads_a_ticket_and_takes_changes(grid):

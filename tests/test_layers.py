@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mth"
 ROOMS = ["foundations", "config", "tickets", "tasks", "models", "rollout", "runs", "training", "analysis", "grid"]
-COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "library"]
+COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "watch", "library"]
 LEVEL = {room: level for level, room in enumerate(ROOMS)} | dict.fromkeys(COMMANDS, len(ROOMS))
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -102,6 +102,7 @@ def test_configuration_and_commands_load_nothing_heavy():
         "report",
         "samples",
         "serve",
+        "watch",
         "__main__",
         "grid.__main__",
         "grid.state",

@@ -15,7 +15,7 @@ from mth.grid.record import Grid, GridCell
 from mth.runs.folder import RunFolder
 from mth.runs.samples import Sample, pack, sample_file
 from mth.samples import main, visible
-from tests.conftest import claim, make_config
+from tests.conftest import begin, claim, make_config
 
 BASE = Sample(
     0, "eval", "arithmetic", "p1", 0, "What is 1+1?", ["3<|im_end|>"], "stopped", 2, 0.0, {"reward": 0.0, "strict": 0.0}, None, -0.5, ["2"]
@@ -199,7 +199,7 @@ def test_runs_without_samples_and_damaged_files_are_one_line(run, said, tmp_path
 def at_terminal(run, *arguments, **environment):
     """What the command writes to a terminal, which it takes its keyboard from too."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-m", "mth.samples", str(run), *arguments],
         stdin=slave,
         stdout=slave,

@@ -42,7 +42,7 @@ def conditions(texts: Sequence[str]) -> list[Condition]:
     """The conditions that were typed. Raises UserError for a key or an option that does not exist."""
     found = []
     for text in texts:
-        key, sign, values = rewrite_numbers([text])[0].partition("=")
+        key, sign, values = rewrite_numbers([text], own=False)[0].partition("=")
         require(bool(sign and key and values), f"{text}: give KEY=VALUE, such as sparsity=99")
         parts = [values] if values.startswith("[") else values.split(",")
         if key in groups():

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mth.analysis.collection import KeptSpectrum, Run
 from mth.analysis.needs import Need
 from mth.config.choices import Collect
 from mth.foundations.errors import UserError
 from mth.foundations.files import read_json, write_json
+from mth.foundations.progress import Bar
 from mth.runs.folder import RunFolder
 from mth.runs.gradient_files import Gradients, open_gradients, read_header, whole_steps
 
@@ -22,7 +22,7 @@ def gram_matrix(gradients: Gradients, progress: bool = False) -> np.ndarray:
     Raises UserError naming the step if a gradient is not finite.
     """
     total = np.zeros((len(gradients.steps), len(gradients.steps)))
-    for block in tqdm(gradients.blocks(), desc="gram", unit="block", disable=not progress):
+    for block in Bar(gradients.blocks(), desc="gram", unit="blocks", disable=not progress):
         wide = block.astype(np.float64)
         total += wide @ wide.T
     bad = [step for step, finite in zip(gradients.steps, np.isfinite(np.diag(total)), strict=True) if not finite]

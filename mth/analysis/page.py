@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from tqdm import tqdm
 
 from mth.analysis.aggregate import run_table, tidy_frame
 from mth.analysis.answers import RULE, answers
@@ -31,6 +30,7 @@ from mth.config.identity import identity_keys
 from mth.config.stored import flat, to_yaml
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.paths import PACKAGE
+from mth.foundations.progress import Bar
 from mth.foundations.provenance import code_version
 from mth.runs.metrics import PASS_AT_1, eval_metric
 
@@ -160,7 +160,7 @@ def across_sections(settings: Sequence[Setting], out: Path) -> list[dict[str, An
 def paper_section(out: Path) -> dict[str, Any]:
     """The section with Tables 2, 3 and 5 at the real shapes; writes their files."""
     shown = []
-    for each in tqdm(PAPER_TABLES, desc="tables at the real shapes", unit="table"):
+    for each in Bar(PAPER_TABLES, desc="tables at the real shapes", unit="tables"):
         table, tensors = each.make()
         data = {} if tensors is None else {f"{each.slug}_tensors": tensors}
         shown.append(write_item(Item(each.slug, each.title, each.caption, table=table, data=data), out))

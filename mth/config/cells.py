@@ -20,7 +20,7 @@ from mth.config.compose import compose_all, composer, explain, without_hydra
 from mth.config.identity import identity
 from mth.config.launchers import LAUNCHERS, launcher_settings
 from mth.config.options import groups
-from mth.config.overrides import MIXTURE, rewrite_numbers, with_task
+from mth.config.overrides import MIXTURE, as_overrides, rewrite_numbers, with_task
 from mth.config.recipes import with_own_recipes
 from mth.config.schema import Config
 from mth.config.stored import refuse_unknown, to_object
@@ -51,7 +51,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     Raises UserError for what Hydra cannot parse or compose.
     """
     with composer():
-        parsed = _parse(rewrite_numbers([argument for argument in arguments if not argument.startswith("-")]))
+        parsed = _parse(rewrite_numbers([each for each in as_overrides(arguments) if not each.startswith("-")]))
         own = [typed(override) for override in parsed if override.is_hydra_override()]
         task = [override for override in parsed if not override.is_hydra_override()]
         master = compose_all([*own, *(_alternatives(override)[0] for override in task)]).hydra

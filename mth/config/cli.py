@@ -2,14 +2,18 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from mth.config.overrides import flags_first, rewrite_numbers
+from mth.config.overrides import as_overrides, flags_first, rewrite_numbers
 from mth.foundations.errors import UserError
+from mth.foundations.output import prepare_output
+from mth.foundations.signals import nothing_to_save
 
+INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells have it
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
@@ -19,10 +23,14 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def hydra_main(main: Callable[[Any], None], config_name: str = "config") -> None:
-    """Run `main(cfg)` under Hydra with the arguments of this process; a grid goes to the sweeper and launcher instead."""
+    """Run `main(cfg)` under Hydra with the arguments of this process; a grid goes to the sweeper and launcher instead.
+
+    What it does goes on if nobody reads its output any more, as behind `| head`.
+    """
 
     @one_line_errors
     def run() -> None:
+        prepare_output()
         import hydra
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -31,7 +39,7 @@ def hydra_main(main: Callable[[Any], None], config_name: str = "config") -> None
         from mth.foundations.paths import conf_dir
 
         register_schemas()
-        sys.argv = [sys.argv[0], *flags_first(rewrite_numbers(sys.argv[1:]))]
+        sys.argv = [sys.argv[0], *flags_first(rewrite_numbers(as_overrides(sys.argv[1:], config_name), config_name))]
         register_offered(sys.argv[1:])
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and `explain` makes one line of it
         try:
@@ -43,7 +51,10 @@ def hydra_main(main: Callable[[Any], None], config_name: str = "config") -> None
 
 
 def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """A UserError, a full disk or a refused file becomes one line on stderr and exit status 2; anything else keeps its traceback."""
+    """A UserError, a full disk or a refused file becomes one line on stderr and exit status 2; Ctrl-C one line and 130.
+
+    Anything else keeps its traceback.
+    """
 
     @wraps(main)
     def wrapped(*args: Any) -> Any:
@@ -52,6 +63,10 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
+        except KeyboardInterrupt:
+            nothing_to_save()
+            print("\ninterrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter then flushes into nothing
             raise SystemExit(1) from None

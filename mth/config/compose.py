@@ -1,5 +1,6 @@
 """Composes configurations with Hydra's public interface: schemas, one call that composes, Hydra's errors in one line."""
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mth.config.fields import keys
 from mth.config.launchers import LAUNCHERS
+from mth.config.options import groups
 from mth.config.overrides import MIXTURE, rewrite_numbers
 from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
-from mth.config.stored import flat, no_such_key, to_plain
+from mth.config.stored import flat, to_plain
+from mth.config.typed_values import unreadable
 from mth.config.user_code import offered
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
@@ -50,16 +54,31 @@ def register_offered(overrides: Sequence[str]) -> None:
 def explain(error: Exception) -> str:
     """One line for what Hydra says in many; a key that does not exist comes with the nearest one that does."""
     text = " ".join(str(error).split("Config search path:")[0].split())
-    if isinstance(error, OverrideParseException) and '"' not in error.override and "=" in error.override:
+    if isinstance(error, OverrideParseException) and "=" in error.override:
         key, _, value = error.override.partition("=")
-        return f"{error.override} cannot be read; put the value in quotes: '{key}=\"{value}\"'"
+        return unreadable(key, value)
     cause = str(error.__cause__ or "").split("\n")[0]
     if "Config group override must be" in text:
         return MIXTURE
     unknown = re.search(r"Could not override '([\w.]+)'|Key '(\w+)' not in", text)
     if unknown is not None:
-        return no_such_key(unknown[1] or unknown[2], flat(to_plain(Config())))
+        return f"{unknown[1] or unknown[2]}: there is no such key; {_nearest(unknown[1] or unknown[2])}"
+    text = text.removeprefix("Error merging override ")
     return f"{text}: {cause}" if cause and cause not in text else text
+
+
+# Names that other programs have for what is a key here.
+NAMES_ELSEWHERE = {"learning_rate": "lr", "max_steps": "train.steps", "num_generations": "rollout.group_size", "beta": "algorithm.kl_coef"}
+
+
+def _nearest(name: str) -> str:
+    """A question for the key that was meant: one of the same last part, or of a name that other programs have, or of a similar spelling."""
+    last, known = name.rpartition(".")[2], [*flat(to_plain(Config())), *groups()]
+    if name.startswith("hydra."):
+        known = [each.name for launcher in LAUNCHERS.values() for each in keys(launcher, "hydra.launcher.")]
+    same = [each for each in known if each.rpartition(".")[2] == last and each != name]
+    near = [NAMES_ELSEWHERE[last]] if last in NAMES_ELSEWHERE else sorted(same, key=len) or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
 
 
 @contextmanager

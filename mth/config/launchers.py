@@ -41,7 +41,7 @@ class SlurmLauncher:
     array_parallelism: int = key(20, "cells at a time", least=1)
     signal_delay_s: int = key(120, "how long before the time limit a cell is asked to save, in seconds", least=1)
     max_num_timeout: int = key(100, "how often a cell may reach its time limit and go on", least=0)
-    setup: list[str] = key([], "shell lines before python")
+    setup: list[str] = key([], "shell lines before python; one that fails ends the job")
     additional_parameters: dict[str, Any] = key({}, "further sbatch options")
 
     def __post_init__(self) -> None:

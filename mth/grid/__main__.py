@@ -3,7 +3,8 @@
 Usage
   python -m mth.grid plan <arguments of python -m mth.train -m>   cells, active parameters, memory, rollouts, what is finished; runs nothing.
                                                                   gpu_memory_gib=80: memory on a GPU of that size, wherever it is planned
-  python -m mth.grid status <folder>                              a table of the cells, from files and from SLURM while it remembers
+  python -m mth.grid status <folder> [--watch]                    a table of the cells, from files and from SLURM while it remembers;
+                                                                  --watch redraws it until all cells have ended
   python -m mth.grid watch <folder>                               the same as a progress bar, until all cells have ended
   python -m mth.grid resume <folder> [CELL ...] [hydra.launcher.KEY=VALUE ...]
                                                                   run what is not finished, of these cells or of all; a key changes the
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from mth.config.cli import asks_for_help, one_line_errors
 from mth.foundations.errors import require
+from mth.foundations.output import prepare_output
 
 
 def plan(arguments: list[str]) -> None:
@@ -43,10 +45,17 @@ def plan(arguments: list[str]) -> None:
 
 def status(arguments: list[str]) -> None:
     from mth.grid.record import read_grid
-    from mth.grid.show import state_table
+    from mth.grid.show import WATCH_EVERY_S, state_table, status_frame
     from mth.grid.state import cell_states
 
-    print(state_table(cell_states(read_grid(_folder(arguments, 1)))))
+    others = [argument for argument in arguments if argument != "--watch"]
+    grid = read_grid(_folder(others, 1))
+    if others == arguments:
+        print(state_table(cell_states(grid)))
+        return
+    from mth.foundations.screen import redraw
+
+    redraw(lambda width, height: status_frame(grid, height), WATCH_EVERY_S)
 
 
 def watch(arguments: list[str]) -> None:
@@ -65,6 +74,7 @@ def resume(arguments: list[str]) -> None:
     from mth.grid.launch import finish, pending_cells, start
     from mth.grid.record import read_grid
 
+    prepare_output()
     grid = read_grid(_folder(arguments, None))
     names = [argument for argument in arguments[1:] if "=" not in argument]
     changes = [argument for argument in arguments[1:] if "=" in argument]

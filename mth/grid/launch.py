@@ -23,10 +23,11 @@ from mth.grid import local, slurm
 from mth.grid.capacity import place_on_devices
 from mth.grid.placement import TO_DO, Place, place_cells, runs_root
 from mth.grid.preflight import preflight
-from mth.grid.record import Grid, GridCell, is_grid, launcher_at, log_event, read_grid
+from mth.grid.record import Grid, GridCell, asked_to_end, is_grid, launcher_at, log_event, read_grid
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states
 from mth.runs.folder import DONE, RunFolder, host_name
+from mth.runs.journal import read_journal
 
 SLURM_POLL_S = 3.0
 PREPARE_PATIENCE_S = 300.0  # placing a large grid takes seconds
@@ -192,7 +193,7 @@ def finish(grid: Grid) -> list[float | None]:
     if any(cell.launcher["kind"] == "slurm" for cell in grid.cells):
         wait(grid)
     states = cell_states(grid)
-    print(state_table(states))
+    print("\n".join([state_table(states), *hints(states)]))
     bad = [cell for cell in states if cell.state not in (*DONE, *PENDING)]
     if bad:
         lines = "".join(
@@ -204,6 +205,18 @@ def finish(grid: Grid) -> list[float | None]:
     return [next((after for _, after, _ in cell.passes.values()), None) for cell in states]
 
 
+def hints(states: Sequence[CellState]) -> list[str]:
+    """Lines about cells that ended without having learned anything, those of equal reasons together."""
+    from mth.training.shown import why_nothing_was_learned
+
+    found: dict[str, list[str]] = {}
+    for cell in states:
+        folder = RunFolder(cell.entry.dir)
+        if cell.state in DONE and (hint := why_nothing_was_learned(read_journal(folder.path), folder.config())):
+            found.setdefault(hint, []).append(cell.entry.name)
+    return [f"hint for {', '.join(names)}: {hint}" for hint, names in found.items()]
+
+
 def log_of(grid: Grid, cell: CellState) -> Path:
     """The cell's output: of its SLURM job, or of its process here."""
     path = slurm.log_path(grid, cell.job) if cell.job else RunFolder(cell.entry.dir).log_file
@@ -211,16 +224,30 @@ def log_of(grid: Grid, cell: CellState) -> Path:
 
 
 def cancel(grid: Grid) -> str:
-    """Stop everything: running cells save at their next step and end, waiting ones leave the queue. Returns one line about it."""
-    states = cell_states(grid)
-    running, waiting = ([cell for cell in states if cell.state == state] for state in ("running", "queued"))
+    """Stop everything: running cells save at their next step and end, waiting ones leave the queue. Returns what was done.
+
+    Asks each cell once, because a second signal would end it before it has saved.
+    """
+    states, before = cell_states(grid), asked_to_end(grid.folder)
+    at_work = [cell for cell in states if cell.state in PENDING]
+    new = [cell for cell in at_work if cell.entry.name not in before]
+    running, waiting = ([cell for cell in new if cell.state == state] for state in ("running", "queued"))
     launcher = launcher_at(grid.folder)
     if launcher is not None and launcher[1] != host_name():
         raise UserError(f"{grid.folder}: its launcher runs on {launcher[1]}; cancel it there")
-    log_event(grid.folder, "cancelled", cells=[cell.entry.name for cell in (*running, *waiting)])
+    here = [cell.entry for cell in running if not cell.job] if launcher is None else []
+    local.refuse_elsewhere(here)
+    log_event(grid.folder, "cancelled", cells=[cell.entry.name for cell in new])
     slurm.cancel([cell.job for cell in running if cell.job], [cell.job for cell in waiting if cell.job])
-    if launcher is not None:
+    if launcher is not None and any(not cell.job for cell in new):
         os.kill(launcher[0], signal.SIGTERM)  # it passes the signal on to its cells
-    else:
-        local.stop([cell.entry for cell in running if not cell.job])
-    return f"asked {len(running)} running cells to save and end, took {len(waiting)} out of the queue"
+    local.stop(here)
+    saving = [cell for cell in at_work if cell.entry.name in before and cell.state == "running"]
+    lines = [f"asked {len(running)} running cells to save and end, took {len(waiting)} out of the queue"]
+    lines += [f"{cell.entry.name}: asked before, still saving; to end it without saving: {_kill_command(cell)}" for cell in saving]
+    return "\n".join(lines)
+
+
+def _kill_command(cell: CellState) -> str:
+    pid = RunFolder(cell.entry.dir).record().get("pid")
+    return f"scancel {cell.job}" if cell.job else f"kill -9 {pid} (on {cell.node})"

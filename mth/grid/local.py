@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from mth.foundations.errors import UserError
-from mth.foundations.signals import listen
+from mth.foundations.signals import HANDLED, listen
 from mth.grid.record import Grid, GridCell, hold_launcher, launcher_at, log_event
 from mth.grid.resident import NEVER_STARTED, Fork, Job, Resident, fits
 from mth.grid.slots import slots, visible_gpus
@@ -22,9 +22,9 @@ POLL_S = 0.2
 def run(grid: Grid, cells: list[GridCell], watch: Callable[[], object]) -> None:
     """Run these cells to their end; calls `watch` while waiting. A failing cell does not stop the others.
 
-    SIGINT and SIGTERM ask the running cells to save, wait for them (a second signal: do not wait), and leave the rest for a resume. Cells
-    have sessions of their own, so they survive the launcher. Raises UserError if another launcher is at work on this grid, SystemExit after a
-    signal.
+    SIGINT, SIGTERM and the others of `listen` ask the running cells to save, wait for them (a second signal: do not wait), and leave the
+    rest for a resume. Cells have sessions of their own, so they survive the launcher. Raises UserError if another launcher is at work on
+    this grid, SystemExit after a signal.
     """
     held = hold_launcher(grid.folder)
     if held is None:
@@ -36,7 +36,7 @@ def run(grid: Grid, cells: list[GridCell], watch: Callable[[], object]) -> None:
         resident = Resident(**surroundings(grid, free[0]), log=grid.folder / "resident.log")
     waiting = list(cells)
     running: dict[subprocess.Popen[bytes] | Fork, tuple[GridCell, dict[str, str]]] = {}
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in HANDLED}
     requests, told, words = listen(), False, "what ran was saved"
     try:
         while running or (waiting and not requests.stop):
@@ -96,11 +96,16 @@ def start(grid: Grid, cell: GridCell, slot: dict[str, str], resident: Resident |
         )
 
 
-def stop(cells: list[GridCell]) -> None:
-    """Ask cells whose launcher is gone to save and end. Raises UserError naming the machine if one runs elsewhere."""
+def refuse_elsewhere(cells: list[GridCell]) -> None:
+    """Raises UserError naming the machine if a cell does not run on this one."""
     for cell in cells:
-        run = RunFolder(cell.dir).record()
-        if run.get("host") != host_name():
-            raise UserError(f"{cell.name} runs on {run.get('host')}: cancel it there")
+        host = RunFolder(cell.dir).record().get("host")
+        if host != host_name():
+            raise UserError(f"{cell.name} runs on {host}: cancel it there")
+
+
+def stop(cells: list[GridCell]) -> None:
+    """Ask cells of this machine whose launcher is gone to save and end."""
+    for cell in cells:
         with suppress(ProcessLookupError):
-            os.kill(run["pid"], signal.SIGTERM)
+            os.kill(RunFolder(cell.dir).record()["pid"], signal.SIGTERM)

@@ -109,6 +109,17 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
+def asked_to_end(folder: Path) -> set[str]:
+    """Names of the cells that were cancelled and not submitted again since."""
+    names: set[str] = set()
+    for event in read_events(folder):
+        if event["event"] == "submitted":
+            names -= set(event["cells"])
+        elif event["event"] == "cancelled":
+            names |= set(event["cells"])
+    return names
+
+
 def hold_launcher(folder: Path) -> IO[str] | None:
     """The lock of the process that starts this grid's cells on its machine, with its pid and host inside; None if another process has it."""
     handle = hold(folder / ".launcher")

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
 from mth.config.schema import Config
+from mth.foundations.output import prepare_output
 from mth.runs.folder import RunFolder
 
 HARMLESS = frozenset({"jemalloc_bg_thd"})  # threads of libraries that prepare themselves for a fork
@@ -186,6 +187,7 @@ def become(job: Job) -> None:
 
 
 def main(descriptor: int) -> None:
+    prepare_output()
     import tqdm
 
     monitor, tqdm.tqdm.monitor_interval = tqdm.tqdm.monitor_interval, 0  # a progress bar then starts no thread either

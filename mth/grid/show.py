@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
+from mth.foundations.progress import Bar
 from mth.foundations.statistics import plus_minus
 from mth.grid.record import Grid
 from mth.grid.state import PENDING, CellState, cell_states
 from mth.runs.folder import DONE
+
+WATCH_EVERY_S = 2.0
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
@@ -50,6 +51,19 @@ def counts(states: Sequence[CellState]) -> str:
     return ", ".join(f"{sum(cell.state == name for cell in states)} {name}" for name in names)
 
 
+def status_frame(grid: Grid, height: int) -> tuple[str, bool]:
+    """The table of a grid for a terminal of so many lines, and whether all cells have ended. What works comes first, counts come last."""
+    states = cell_states(grid)
+    over = not any(cell.state in PENDING for cell in states)
+    room = height - 4
+    if over or len(states) <= room:
+        return state_table(states), over
+    order = ("running", "failed", "killed", "queued")
+    first = sorted(states, key=lambda cell: order.index(cell.state) if cell.state in order else len(order))
+    head, _, _ = state_table(first[:room]).rpartition("\n")
+    return f"{head}\n... and {len(states) - room} more cells\n{counts(states)}", over
+
+
 class Display:
     """A bar over the steps of all cells, and a line for each cell that starts or ends."""
 
@@ -59,7 +73,7 @@ class Display:
         self.looked = time.monotonic()
         self.before = {cell.entry.name: cell.state for cell in self.states}
         total, done = (sum(getattr(cell, key) for cell in self.states) for key in ("steps", "step"))
-        self.bar = tqdm(total=total, initial=done, desc="grid", unit="step", dynamic_ncols=True)
+        self.bar = Bar(total=total, initial=done, desc="grid", unit="steps")
 
     def refresh(self) -> list[CellState]:
         """Look at the files again, at most every `every_s` seconds."""
@@ -73,8 +87,8 @@ class Display:
                 told = passes if cell.state in DONE else f": {cell.reason}" if cell.reason and cell.state not in PENDING else ""
                 self.bar.write(f"{cell.entry.name}: {cell.state}{told}")
             self.before[cell.entry.name] = cell.state
-        self.bar.n = sum(cell.step for cell in self.states)
-        self.bar.set_postfix_str(counts(self.states))
+        self.bar.set_postfix_str(counts(self.states), refresh=False)
+        self.bar.update(sum(cell.step for cell in self.states) - self.bar.n)
         return self.states
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def submit(grid: Grid, cells: list[GridCell]) -> None:
             signal_delay_s=settings["signal_delay_s"],
             stderr_to_stdout=True,
             setup=[
-                *settings["setup"],
+                *setup_lines(settings["setup"]),
                 f"export PYTHONPATH={shlex.quote(str(grid.code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",  # the frozen code first
                 "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}",
             ],
@@ -84,6 +84,42 @@ def submit(grid: Grid, cells: list[GridCell]) -> None:
             raise UserError(f"sbatch refused {len(alike)} of {len(cells)} cells: {said[-300:]}") from error
         ids = {cell.name: job.job_id for cell, job in zip(alike, jobs, strict=True)}
         log_event(grid.folder, "submitted", cells=list(ids), jobs=ids)
+
+
+SETUP_FAULT = "error: hydra.launcher.setup: "
+
+
+def setup_lines(lines: list[str]) -> list[str]:
+    """The lines of `hydra.launcher.setup` as a script in which a line that fails ends the job and says which line it was.
+
+    Lines that make one command together, as `if ...; then` and what follows, are checked at its end.
+    """
+    script: list[str] = []
+    command: list[str] = []
+    for line in lines:
+        script.append(line)
+        command.append(line)
+        if _is_whole("\n".join(command)):
+            script.append(f"mth_check $? {shlex.quote('; '.join(command))}")
+            command = []
+    check = f'mth_check() {{ [ "$1" -eq 0 ] || {{ echo "{SETUP_FAULT}$2 (exit status $1)"; exit "$1"; }}; }}'
+    return [check, *script] if script else []
+
+
+def _is_whole(command: str) -> bool:
+    if command.rstrip().endswith("\\"):
+        return False
+    read = subprocess.run(["bash", "-n"], input=command + "\n", capture_output=True, text=True)
+    return read.returncode == 0 and not read.stderr  # it only warns of a text that has no end
+
+
+def setup_fault(log: Path) -> str | None:
+    """The line of `hydra.launcher.setup` that ended a job, from the job's output; None if none did."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.removeprefix("error: ") for line in lines if line.startswith(SETUP_FAULT)), None)
 
 
 def log_path(grid: Grid, job: str) -> Path:

@@ -1,7 +1,7 @@
 """The state of every cell: from the files that runs and launchers leave, and from SLURM while it remembers."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,7 +49,16 @@ def cell_states(grid: Grid) -> list[CellState]:
     known = slurm.query(job for entry in grid.cells if (job := jobs.get(entry.name)) and RunFolder(entry.dir).status not in DONE)
     launching = launcher_at(grid.folder) is not None
     waiting = {name for name, job in jobs.items() if launching and not job and name not in ended}
-    return [_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.cells]
+    states = (_state(entry, jobs.get(entry.name), known, entry.name in waiting, ended.get(entry.name)) for entry in grid.cells)
+    return [_with_setup_fault(grid, cell) for cell in states]
+
+
+def _with_setup_fault(grid: Grid, cell: CellState) -> CellState:
+    """The state of a cell whose job ended before the run began says which line of its setup failed."""
+    if not cell.job or cell.state not in ("failed", "killed", "interrupted") or RunFolder(cell.entry.dir).record().get("job") == cell.job:
+        return cell
+    fault = slurm.setup_fault(slurm.log_path(grid, cell.job))
+    return replace(cell, state="failed", reason=fault) if fault is not None else cell
 
 
 def _state(entry: GridCell, job: str | None, known: dict[str, slurm.JobState], waiting: bool, ended: str | None) -> CellState:

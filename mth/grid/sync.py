@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mth.config.choices import TrackerName
 from mth.foundations.errors import UserError
+from mth.foundations.progress import Bar
 from mth.grid.record import is_grid, read_grid
 from mth.runs.folder import RunFolder
 from mth.runs.journal import read_journal
@@ -26,9 +25,9 @@ def sync(folder: Path, uri: str | None) -> None:
     if not runs:
         raise UserError(f"{folder}: no run with a {journal} below it")
     problems = []
-    for run_dir in tqdm(runs, desc="sync", unit="run"):
+    for run_dir in Bar(runs, desc="sync", unit="runs"):
         if is_locked(run_dir):
-            tqdm.write(f"{run_dir}: at work, sends its metrics itself")
+            Bar.write(f"{run_dir}: at work, sends its metrics itself")
         elif problem := send(run_dir, grid.root if grid else _root(run_dir), grid.folder if grid else None, uri):
             problems.append(f"{run_dir}: {problem}")
     if problems:

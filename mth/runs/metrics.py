@@ -6,6 +6,8 @@ from mth.foundations.statistics import mean
 from mth.tasks.base import is_right
 
 REWARD = "reward/mean"
+NO_SIGNAL = "groups/no_signal_share"
+CUT_IN_TRAINING = "completion/truncated_share"
 ENTROPY = "entropy"
 LOSS = "loss"
 GRAD_NORM = "grad_norm"
@@ -30,10 +32,10 @@ METRICS = {
     "reward/std": "standard deviation of the step's rewards",
     "reward/pass": "share of the step's rollouts with reward 1",
     "score/<score>": "mean of a further score of the task, in training",
-    "groups/no_signal_share": "share of groups whose rewards are all equal",
+    NO_SIGNAL: "share of groups whose rewards are all equal",
     "completion/tokens_mean": "mean tokens sampled per rollout",
     "completion/tokens_max": "most tokens sampled in a rollout",
-    "completion/truncated_share": "share of rollouts with a reply that was cut off",
+    CUT_IN_TRAINING: "share of rollouts with a reply that was cut off",
     LOSS: "loss per sampled token",
     "update/left_out_share": "share of sampled tokens that the update left out, because their groups have equal rewards",
     ENTROPY: "mean entropy of the policy per trained token, in nats",

@@ -15,6 +15,7 @@ from mth.config.schema import Config
 from mth.config.stored import to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.files import read_json, write_json
+from mth.foundations.progress import purpose
 from mth.foundations.statistics import mean, standard_error
 from mth.rollout.player import Player, Rollout, score_means
 from mth.runs.contents import contents
@@ -65,14 +66,15 @@ def evaluate(player: Player, tasks: dict[str, Task], config: Config, tokenizer: 
         own = config.eval.of(name)
         replies = own.replies or 1
         episodes = choose_eval(task, own.samples or 1, config.seed.eval)
-        rollouts = player.rollout_episodes(
-            task,
-            episodes,
-            group_size=replies,
-            max_tokens=own.max_tokens or 1,
-            temperature=own.temperature or 0.0,
-            seed=("eval", config.seed.eval, name),
-        )
+        with purpose(f"evaluate {name}"):
+            rollouts = player.rollout_episodes(
+                task,
+                episodes,
+                group_size=replies,
+                max_tokens=own.max_tokens or 1,
+                temperature=own.temperature or 0.0,
+                seed=("eval", config.seed.eval, name),
+            )
         result.metrics.update(summarize(rollouts, f"eval/{name}", replies))
         result.rewards[name] = [rollout.reward for rollout in rollouts]
         if tokenizer is not None:

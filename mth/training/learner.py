@@ -68,9 +68,10 @@ class Learner:
 
     def announce(self) -> None:
         """Say in one line what is trained and where it starts."""
-        ticket, step = self.parts.ticket, self.progress.step
+        ticket, step = self.parts.ticket, self.progress.logged
         counts = f"{ticket.active_parameters:,} of {ticket.total_parameters:,} parameters, mask {ticket.mask_sha256[:12]}"
-        tqdm.write(f"{self.parts.config.label}: {counts}, {'start' if step < 0 else f'continuing after step {step}'}")
+        left = f" (step {self.progress.step} is still to be evaluated)" if self.progress.unlogged is not None else ""
+        tqdm.write(f"{self.parts.config.label}: {counts}, {'start' if step < 0 else f'continuing after step {step}'}{left}")
 
     def sync(self, values: torch.Tensor | None = None) -> int:
         """Generate from now on with these values [K], by default the newest. Returns the bytes sent to the engine."""

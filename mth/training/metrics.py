@@ -8,7 +8,7 @@ import torch
 
 from mth.foundations.statistics import mean
 from mth.rollout.player import Rollout, score_means
-from mth.runs.metrics import EVALUATION_SECONDS, PASS_AT_1, REWARD
+from mth.runs.metrics import CUT_IN_TRAINING, EVALUATION_SECONDS, NO_SIGNAL, REWARD
 from mth.tasks.base import is_right
 from mth.training.advantages import no_signal
 from mth.training.evaluation import Evaluation
@@ -21,10 +21,10 @@ def rollout_metrics(rollouts: list[Rollout], rewards: torch.Tensor) -> dict[str,
         REWARD: rewards.mean().item(),
         "reward/std": rewards.std(correction=0).item(),
         "reward/pass": mean([float(is_right(rollout.reward)) for rollout in rollouts]),
-        "groups/no_signal_share": no_signal(rewards).double().mean().item(),
+        NO_SIGNAL: no_signal(rewards).double().mean().item(),
         "completion/tokens_mean": mean(lengths),
         "completion/tokens_max": float(max(lengths)),
-        "completion/truncated_share": mean([float(rollout.truncated) for rollout in rollouts]),
+        CUT_IN_TRAINING: mean([float(rollout.truncated) for rollout in rollouts]),
         **{f"score/{key}": value for key, value in score_means(rollouts).items() if key != "reward"},
     }
 
@@ -58,9 +58,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def passes(evaluation: Evaluation | None) -> dict[str, str]:
-    """pass@1 of each evaluated task, for the progress bar."""
-    metrics = evaluation.metrics if evaluation is not None else {}
-    return {key.split("/")[1]: f"{value:.3f}" for key, value in metrics.items() if key.endswith(f"/{PASS_AT_1}")}

@@ -1,5 +1,6 @@
 """Records a run: metrics as they come, whether it collapsed, and a summary whatever happens."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 from mth.config.schema import Config
 from mth.foundations.errors import EngineError, first_line
+from mth.foundations.signals import Interrupted
 from mth.models.device import device_record
 from mth.runs.journal import Journal
 from mth.runs.metrics import ENTROPY, REWARD
@@ -18,16 +20,25 @@ from mth.training.collapse import collapse_reason
 from mth.training.evaluation import Evaluation
 from mth.training.learner import Learner
 from mth.training.metrics import peak_memory
+from mth.training.shown import passes, why_nothing_was_learned
+
+EARLY = 10  # step after which a run that learns nothing says so
 
 
 class Recorder:
-    """What is known of a run so far. status: how it ends, if it ended now. collapsed: why it counts as collapsed; None if it does not."""
+    """What is known of a run so far.
+
+    status: how it ends, if it ended now. collapsed: why it counts as collapsed; None if it does not. passes: the newest pass@1 per task.
+    """
 
     def __init__(self, run: Learner, tracker: Tracker) -> None:
         self.run, self.tracker = run, tracker
         self.status = "finished"
         self.collapsed: str | None = None
         self.summary = Summary()
+        self.passes: dict[str, tuple[int, float]] = {}
+        for entry in tracker.journal.entries:
+            self.passes |= passes(entry.step, entry.metrics)
 
     def log(self, step: int, metrics: dict[str, float], evaluation: Evaluation | None = None) -> None:
         """Write a step's metrics and its evaluation, if it has one, samples first; from then on the step is done."""
@@ -35,6 +46,9 @@ class Recorder:
         self.run.samples.add(step, EVAL, evaluation.samples)
         self.tracker.log(step, metrics | evaluation.metrics, evaluation.rewards)
         self.run.progress.step, self.run.progress.unlogged = step, None
+        self.passes |= passes(step, evaluation.metrics)
+        if step == EARLY and (hint := why_nothing_was_learned(self.tracker.journal.entries, self.run.parts.config)):
+            tqdm.write(f"warning: {hint}", file=sys.stderr)
 
     def look_back(self) -> None:
         """Mark a resumed run that collapsed on the way to where its journal ends."""
@@ -60,7 +74,8 @@ class Recorder:
 def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]:
     """Opens journal and tracker. At the end saves a checkpoint, writes the summary and closes the tracker, also after an error.
 
-    If the engine failed, the checkpoint is of the last step; after another error the last one on disk stays.
+    Ends within for an interrupted evaluation: the checkpoint then holds the step that was to be evaluated. If the engine failed, the
+    checkpoint is of the last step; after another error, or a second Ctrl-C, the last one on disk stays.
     """
     run_dir, config = run.folder.path, run.parts.config
     run.folder.add_to_record(facts=run.facts, device=device_record(run.parts.policy.model.device))
@@ -68,11 +83,18 @@ def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]
     recorder = Recorder(run, tracker)
     reason = None
     try:
-        yield recorder
+        try:
+            yield recorder
+        except Interrupted:
+            recorder.status = "interrupted"
         if recorder.collapsed is not None and recorder.status == "finished":
             recorder.status = "collapsed"
         reason = recorder.collapsed
-        run.save()
+        if run.progress.step >= 0:
+            run.save()
+    except KeyboardInterrupt:
+        recorder.status = "interrupted"
+        raise
     except BaseException as error:
         recorder.status, reason = "failed", first_line(error)
         if isinstance(error, EngineError) and run.progress.logged >= 0:

@@ -185,7 +185,7 @@ def test_experiments_hold_the_grids_of_the_paper(name):
         (["train.steps=0"], r"train\.steps=0 must be at least 1"),
         (["lr=-1"], r"lr\.value=-1 must be positive"),
         (["eval.tasks=[alphabet_sort,chess]"], r"eval\.tasks=chess is unknown"),
-        (["sparsity=nan"], r"give sparsity\.percent="),
+        (["sparsity=nan"], r"sparsity=nan is unknown; give a number, or choose one of dense, paper"),
         (["optimizer.beta1=1.5"], r"optimizer\.beta1=1\.5 must be in \[0, 1\)"),
         (["optimizer.eps=-1"], r"optimizer\.eps=-1"),
         (["experiment=nothere"], "nothere"),
@@ -341,7 +341,7 @@ def test_the_folders_of_a_grid_are_named_as_asked():
         (["-m", "hydra.sweep.subdir=cell", "mask_seed=0,1"], r"hydra\.sweep\.subdir=cell is the same for 2 cells"),
         (["-m", "hydra.sweep.subdir=a/${mask_seed}", "mask_seed=0,1"], r"hydra\.sweep\.subdir=a/0 must name a folder"),
         (["-m", "hydra.sweep.dir=x", "mask_seed=0,1"], r"hydra\.sweep\.dir=x: give the folder of a grid with run_dir="),
-        (["run_dir=multirun/lr=1e-4"], r"""cannot be read; put the value in quotes: 'run_dir="multirun/lr=1e-4"'$"""),
+        (["run_dir=a=1,b"], r"""cannot be read; put the value in quotes: 'run_dir="a=1,b"'$"""),
     ],
 )
 def test_a_grid_that_cannot_be_as_asked_is_refused_in_one_line(arguments, message):

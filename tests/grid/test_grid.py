@@ -29,7 +29,7 @@ from mth.runs.journal import read_journal
 from mth.runs.lock import lock_run
 from mth.runs.mlflow import default_uri, mlflow_client
 from mth.runs.search import find_runs
-from tests.conftest import claim, make_config, model_with_damaged_weights
+from tests.conftest import begin, claim, make_config, model_with_damaged_weights
 
 SMALL = [
     "task=arithmetic",
@@ -426,9 +426,7 @@ def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):
 
 def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path):
     folder = tmp_path / "multirun" / "long"
-    launcher = subprocess.Popen(
-        command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    launcher = begin(command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     first, second = folder / "0-s99.0-m0", folder / "1-s99.0-m1"
     until(lambda: len(read_journal(first)) > 2, "the first steps")
     launcher.send_signal(signal.SIGINT)
@@ -440,7 +438,7 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
     assert (first / "checkpoints" / f"step_{steps - 1:06d}.safetensors").is_file()
     assert list(states(folder).values()) == ["interrupted", "new"]
 
-    launcher = subprocess.Popen(command("grid", "resume", folder), cwd=folder)
+    launcher = begin(command("grid", "resume", folder), cwd=folder)
     until(lambda: len(read_journal(first)) > steps, "steps after the resume")
     pid = json.loads((first / "run.json").read_text())["pid"]
     assert Path(f"/proc/{pid}/cwd").resolve() == tmp_path  # where the grid's command was given, for relative paths in it
@@ -459,9 +457,7 @@ def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path
 
 def test_ctrl_c_twice_does_not_wait_for_the_cells_which_save_all_the_same(tmp_path):
     folder = tmp_path / "multirun" / "twice"
-    launcher = subprocess.Popen(
-        command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    launcher = begin(command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     first = folder / "0-s99.0-m0"
     until(lambda: len(read_journal(first)) > 1, "the first step")
     launcher.send_signal(signal.SIGINT)

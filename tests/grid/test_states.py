@@ -1,12 +1,17 @@
 """The state of a cell from what launchers, runs and SLURM leave, in the order in which they left it."""
 
+import fcntl
 import json
+import signal
+import subprocess
 
 import pytest
 
-from mth.grid import slurm
+from mth.foundations.errors import UserError
+from mth.grid import launch, slurm
 from mth.grid.record import Grid, log_event
 from mth.grid.state import cell_states, progress, running_elsewhere
+from mth.runs.folder import host_name
 from tests.conftest import claim, make_config
 from tests.grid.test_grid import entry_of
 
@@ -96,3 +101,91 @@ def test_a_cell_that_waits_for_another_grid_is_not_taken_for_running_there(tmp_p
         log_event(tmp_path, "submitted", cells=["a"], jobs={"a": "7_0"})
         state_of(tmp_path, entry_of(tmp_path, "a", found, kind="slurm"))
         assert running_elsewhere(tmp_path / "a") == elsewhere
+
+
+SETUP = [
+    "export A=1",
+    "if false; then",
+    "false",
+    "else",
+    'echo "else $A"',
+    "fi",
+    "for i in 1 2; do",
+    "echo $i",
+    "done",
+    "# a comment",
+    "false || true",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "said"),
+    [
+        (SETUP, 0, "else 1\n1\n2\npython\n"),
+        (["cat <<X", "no 'end'", "X", "echo a \\", "b"], 0, "no 'end'\na b\npython\n"),
+        ([*SETUP, "module load cuda", "echo on"], 127, "else 1\n1\n2\nerror: hydra.launcher.setup: module load cuda (exit status 127)\n"),
+        (["cd /nowhere && echo 'it''s $A'"], 1, "error: hydra.launcher.setup: cd /nowhere && echo 'it''s $A' (exit status 1)\n"),
+        (["if true; then", "(exit 3)", "fi"], 3, "error: hydra.launcher.setup: if true; then; (exit 3); fi (exit status 3)\n"),
+    ],
+)
+def test_a_line_of_the_setup_that_fails_ends_the_job_and_is_named(lines, status, said):
+    script = "\n".join([*slurm.setup_lines(lines), "echo python"])
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, said), done.stderr
+
+
+def test_the_line_of_the_setup_is_the_reason_of_its_cell(tmp_path, forgetful):
+    entry = entry_of(tmp_path, "a")
+    log_event(tmp_path, "submitted", cells=["a"], jobs={"a": "7_0"})
+    log = slurm.log_path(Grid(tmp_path, tmp_path, tmp_path, {}, "", []), "7_0")
+    log.parent.mkdir()
+    log.write_text("module: command not found\nerror: hydra.launcher.setup: module load cuda (exit status 127)\n")
+    cell = state_of(tmp_path, entry)
+    assert (cell.state, cell.reason) == ("failed", "hydra.launcher.setup: module load cuda (exit status 127)")
+    (tmp_path / "a" / "run.json").write_text(json.dumps({"job": "7_0"}))  # the run itself began, so the line is its own
+    assert "setup" not in state_of(tmp_path, entry).reason
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What cancelling sends: signals to processes, and commands to SLURM."""
+    signals = []
+    monkeypatch.setattr(launch.os, "kill", lambda pid, number: signals.append((pid, number)))
+    monkeypatch.setattr(slurm, "cancel", lambda running, waiting: signals.extend([*running, *waiting]))
+    return signals
+
+
+def test_cancelling_twice_asks_each_cell_once(tmp_path, monkeypatch, sent):
+    """A second signal would end a cell before it has saved."""
+    entries = [entry_of(tmp_path, name) for name in ("here", "job", "waits")]
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", entries)
+    log_event(tmp_path, "submitted", cells=["here", "job", "waits"], jobs={"job": "7_0", "waits": "7_1"})
+    known = {"7_0": slurm.JobState("RUNNING"), "7_1": slurm.JobState("PENDING")}
+    monkeypatch.setattr(slurm, "query", lambda jobs: known)
+    (tmp_path / "here" / "run.json").write_text(json.dumps({"pid": 123, "host": host_name()}))
+    with open(tmp_path / "here" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert launch.cancel(grid) == "asked 2 running cells to save and end, took 1 out of the queue"
+        assert sent == ["7_0", "7_1", (123, signal.SIGTERM)]
+        known["7_1"] = slurm.JobState("CANCELLED")
+        again = launch.cancel(grid).splitlines()
+    assert len(sent) == 3
+    assert again == [
+        "asked 0 running cells to save and end, took 0 out of the queue",
+        f"here: asked before, still saving; to end it without saving: kill -9 123 (on {host_name()})",
+        "job: asked before, still saving; to end it without saving: scancel 7_0",
+    ]
+    log_event(tmp_path, "submitted", cells=["job"], jobs={"job": "8_0"})  # resumed, so it may be asked again
+    known["8_0"] = slurm.JobState("RUNNING")
+    assert launch.cancel(grid).startswith("asked 1 running") and sent[3:] == ["8_0"]
+
+
+def test_cancelling_cells_of_another_machine_asks_nobody(tmp_path, forgetful, sent):
+    entry = entry_of(tmp_path, "away")
+    (tmp_path / "away" / "run.json").write_text(json.dumps({"pid": 123, "host": "elsewhere"}))
+    with open(tmp_path / "away" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for _ in range(2):
+            with pytest.raises(UserError, match="away runs on elsewhere: cancel it there"):
+                launch.cancel(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry]))
+    assert not sent

@@ -17,7 +17,7 @@ from mth.grid.slurm import log_path
 from mth.grid.state import cell_states
 from mth.runs.journal import read_journal
 from mth.runs.mlflow import default_uri, mlflow_client
-from tests.conftest import model_with_damaged_weights
+from tests.conftest import begin, model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -164,6 +164,15 @@ def test_cells_of_different_resources_are_arrays_of_their_own_and_leave_the_queu
     until(lambda: set(states(folder).values()) == {"cancelled"}, "an empty queue")
 
 
+def test_a_line_of_the_setup_that_fails_ends_the_job_with_that_line(cluster, tmp_path):
+    folder = tmp_path / "multirun" / "setup"
+    setup = "hydra.launcher.setup=['export A=1','module load cuda']"
+    result = mth("train", "-m", "mask_seed=0", *SMALL, "tracker=none", setup, f"run_dir={folder}", cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert "0-s99.0-m0: failed: hydra.launcher.setup: module load cuda (exit status 127)" in result.stderr
+    assert not (folder / "0-s99.0-m0" / "run.json").exists()
+
+
 def test_edits_while_jobs_queue_change_nothing(cluster, tmp_path):
     """A working copy is edited between submission and start: its code would now fail, its configuration would now take more steps."""
     for part in ("mth", "conf", "hydra_plugins"):
@@ -190,7 +199,7 @@ def test_failures_are_listed_the_rest_completes_and_resume_runs_what_is_left(clu
         *("-m", models, "model.lr_table=tiny", "mask_seed=0,1", *SMALL, f"run_dir={folder}"),
         *("task=alphabet_sort", "train.steps=25", "collapse.window=1000", "checkpoints.every=1", "rollout.max_tokens=48"),
     ]
-    launcher = subprocess.Popen([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launcher = begin([sys.executable, "-m", "mth.train", *arguments], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
     until(lambda: (folder / "grid.json").exists(), "the grid")
     killed = folder / "0-s99.0-m0"
     until(lambda: last_step(killed) >= 2, "a few steps")

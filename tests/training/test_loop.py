@@ -18,6 +18,7 @@ import torch
 from mth.config.choices import Logprobs, WeightGradient
 from mth.config.schema import AlgorithmConfig, OptimizerConfig
 from mth.foundations.errors import EngineError, UserError
+from mth.foundations.signals import HANDLED, listen
 from mth.models.load import load_policy
 from mth.rollout import build_engine
 from mth.rollout.hf.engine import HfEngine
@@ -34,7 +35,7 @@ from mth.training.batches import attention_cost, collate
 from mth.training.loop import train
 from mth.training.prompts import prompts
 from mth.training.update import update
-from tests.conftest import make_config
+from tests.conftest import begin, make_config
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden.json"
 NOT_REPEATABLE = ("seconds/", "tokens_per_second", "peak_memory_bytes")
@@ -92,7 +93,7 @@ RUN += ["eval.samples=16", "eval.every=2", "checkpoints.every=2", "tracker=none"
 
 def launch(folder, *more):
     command = [sys.executable, "-m", "mth.train", *RUN, f"run_dir={folder}", *more]
-    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return begin(command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for_step(folder, step, process):
@@ -123,8 +124,9 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(uninterrupted
     with open(folder / "journal.jsonl", "a") as file:
         file.write('{"step": 5, "time": 1, "met')  # as a kill in the middle of a write leaves it
     process = launch(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does: the run goes on
+    assert process.wait(300) == 0
     assert repeatable(folder) == repeatable(uninterrupted)
     ours, theirs = (load_checkpoint(checkpoints_of(f)[-1]) for f in (folder, uninterrupted))
     assert ours.tensors.keys() == theirs.tensors.keys()
@@ -134,13 +136,14 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bits(uninterrupted
 def test_sigterm_saves_and_resume_finds_the_run(uninterrupted, tmp_path):
     folder = tmp_path / "multirun" / "mine"
     folder.parent.mkdir()
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-m", "mth.train", *RUN, f"run_dir={folder}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     wait_for_step(folder, 1, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
+    assert f"python -m mth.train {' '.join(RUN)} run_dir=multirun/mine\n" in said.decode()
     summary = RunFolder(folder).summary()
     assert summary.status == "interrupted"
     assert 1 <= summary.steps < 5
@@ -153,14 +156,40 @@ def test_sigterm_saves_and_resume_finds_the_run(uninterrupted, tmp_path):
     assert repeatable(folder) == repeatable(uninterrupted)
 
 
+FRAGILE = make_config(algorithm={"lag": 1}, checkpoints={"every": 0})
+
+
+@pytest.mark.parametrize(("call", "trained"), [(1, None), (3, 2), (4, 2), (6, 3)])
+def test_a_signal_interrupts_an_evaluation_and_loses_nothing(unharmed, tmp_path, monkeypatch, call, trained):
+    """In the first evaluation (call 1) and in those after a step (4, 6) at once, in a rollout (3) after the step, without its evaluation."""
+    calls, requests = itertools.count(1), listen()
+    generate = HfEngine.generate
+
+    def interrupted(*arguments):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return generate(*arguments)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(HfEngine, "generate", interrupted)
+            summary = train(FRAGILE, tmp_path / "run", tmp_path, requests)
+    finally:
+        for number in HANDLED:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    assert next(calls) == call + 1  # nothing was generated after the signal
+    assert (summary.status, RunFolder(tmp_path / "run").status) == ("interrupted", "interrupted")
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ([] if trained is None else [f"step_{trained:06d}.safetensors"])
+    assert train(FRAGILE, tmp_path / "run", tmp_path).status == "finished"
+    assert repeatable(tmp_path / "run") == repeatable(unharmed)
+    assert torch.equal(values_of(tmp_path / "run"), values_of(unharmed))
+
+
 @pytest.fixture(scope="module")
 def unharmed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unharmed")
     train(FRAGILE, folder / "run", folder)
     return folder / "run"
-
-
-FRAGILE = make_config(algorithm={"lag": 1}, checkpoints={"every": 0})
 
 
 @pytest.mark.parametrize(("call", "trained"), [(2, None), (4, 1), (5, 2), (7, 3)])
@@ -183,6 +212,25 @@ def test_an_engine_that_fails_at_any_moment_costs_nothing(unharmed, tmp_path, mo
     assert train(FRAGILE, tmp_path / "run", tmp_path).status == "finished"
     assert repeatable(tmp_path / "run") == repeatable(unharmed)
     assert torch.equal(values_of(tmp_path / "run"), values_of(unharmed))
+
+
+def test_ctrl_c_twice_ends_a_run_at_once_and_leaves_no_traceback(tmp_path):
+    folder = tmp_path / "run"
+    endless = ["train.steps=100000", "eval.every=0", "collapse.window=100000"]
+    with open(tmp_path / "errors", "w") as errors:
+        process = begin(
+            [sys.executable, "-m", "mth.train", *RUN, *endless, f"run_dir={folder}"], cwd=tmp_path, stdout=errors, stderr=errors
+        )
+    wait_for_step(folder, 1, process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:  # two at a time count as one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    said = (tmp_path / "errors").read_text()
+    assert "Traceback" not in said and "\r" not in said
+    assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT)
+    assert RunFolder(folder).status in ("interrupted", None)
 
 
 def test_run_folder_and_summary(uninterrupted):

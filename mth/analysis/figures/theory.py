@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from tqdm import tqdm
 
 from mth.analysis.figures.base import FigureSpec, Item, Setting, rounded_table
 from mth.analysis.gram import eigenvalues_of, gradients_of, gram_matrix
@@ -22,6 +21,7 @@ from mth.analysis.style import BLUE, GREEN, ORANGE, panels
 from mth.config.schema import MaskConfig
 from mth.foundations.errors import UserError, require
 from mth.foundations.files import read_json, write_json
+from mth.foundations.progress import Bar
 from mth.models.shapes import parameter_shapes
 from mth.runs.folder import RunFolder
 from mth.runs.gradient_files import Gradients, open_gradients, whole_steps
@@ -175,7 +175,7 @@ def masked_grams(
     steps = len(gradients.steps)
     total, counts, offset = np.zeros((len(masks), steps, steps)), [0] * len(masks), 0
     width = max(1, BLOCK_BYTES // (8 * steps))
-    for name, shape in tqdm(shapes.items(), desc="masks", unit="tensor", disable=not progress):
+    for name, shape in Bar(shapes.items(), desc="masks", unit="tensors", disable=not progress):
         size = math.prod(shape)
         indices = [draw(name) for draw in lazy_masks]
         counts = [count + (size if index is None else index.size) for count, index in zip(counts, indices, strict=True)]

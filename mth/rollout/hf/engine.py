@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mth.config.schema import RolloutConfig
+from mth.foundations.progress import Bar, reply_bar
 from mth.foundations.seeds import uniforms
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
@@ -63,13 +63,14 @@ class HfEngine:
         if swap:
             self.ticket.write(self.values)
         try:
-            starts = range(0, len(order), self.batch_size)
-            for start in tqdm(starts, desc="generate", unit="batch", leave=False, disable=len(starts) < 2):
-                chosen = order[start : start + self.batch_size]
-                with use_grouped_attention(self.model):
-                    completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, stop_ids)
-                for index, completion in zip(chosen, completions, strict=True):
-                    results[index] = completion
+            with reply_bar(len(requests)) as bar:
+                for start in range(0, len(order), self.batch_size):
+                    chosen = order[start : start + self.batch_size]
+                    with use_grouped_attention(self.model):
+                        completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, stop_ids, bar)
+                    bar.update(start + len(chosen) - bar.n)
+                    for index, completion in zip(chosen, completions, strict=True):
+                        results[index] = completion
         finally:
             if swap:
                 self.ticket.write()
@@ -77,13 +78,18 @@ class HfEngine:
 
 
 def generate_batch(
-    model: PreTrainedModel, requests: Sequence[Request], max_tokens: int, temperature: float, stop_ids: frozenset[int]
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    max_tokens: int,
+    temperature: float,
+    stop_ids: frozenset[int],
+    bar: Bar | None = None,
 ) -> list[Completion]:
-    """Generate one completion per request in one batch.
+    """Generate one completion per request in one batch. bar: counts the replies that have ended.
 
     A row that reached a stop token may run on until finished rows are removed. What it samples after the stop token is cut off.
     """
-    device = model.device
+    device, ended_before = model.device, bar.n if bar is not None else 0
     prompts = sorted({tuple(request.prompt) for request in requests}, key=lambda prompt: (len(prompt), prompt))
     cache, hidden, prompt_mask = prefill(model, prompts)
     prompt_row = {prompt: row for row, prompt in enumerate(prompts)}
@@ -112,6 +118,9 @@ def generate_batch(
             break
         if device.type == "cpu" or (step + 1) % TOKENS_BETWEEN_STOP_CHECKS == 0:
             running = (~finished).nonzero().squeeze(1)
+            if bar is not None:
+                bar.set_postfix_str(f"token {step + 1} of {max_tokens}", refresh=False)
+                bar.update(ended_before + len(requests) - running.numel() - bar.n)
             if running.numel() == 0:
                 break
             if running.numel() < MIN_RUNNING_SHARE * rows.numel():

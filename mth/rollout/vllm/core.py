@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from mth.config.choices import Dtype
 from mth.foundations.errors import EngineError, UserError, first_line
 from mth.foundations.files import write_json
+from mth.foundations.progress import Bar
 from mth.models.shapes import head_size
 
 MIB = 2**20
@@ -248,7 +248,7 @@ class LocalCore:
         from vllm import SamplingParams
 
         params = [SamplingParams(seed=seed, logprobs=0, detokenize=False, ignore_eos=True, **options) for seed in seeds]
-        bar = functools.partial(tqdm, leave=False, unit="reply") if len(prompts) >= MIN_PROMPTS_FOR_PROGRESS else False
+        bar = functools.partial(Bar, leave=False, unit="replies") if len(prompts) >= MIN_PROMPTS_FOR_PROGRESS else False
         with self._closing_on_failure("generating"), preserve_torch_state():
             outputs = self.llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=bar)
         results = []

@@ -19,6 +19,7 @@ from mth.rollout.engine import Request
 from mth.rollout.hf.engine import HfEngine
 from mth.runs.journal import read_journal
 from mth.tasks.arithmetic import draw_problems, episodes
+from tests.conftest import begin
 from tests.tickets.models import ticket_of
 from tests.training.test_loop import repeatable
 
@@ -59,7 +60,7 @@ def train_command(folder, *more):
 
 
 def launch(command, cwd):
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return begin(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
 
 def start_server(cwd, port=0):
