@@ -65,6 +65,8 @@ def test_the_page_is_self_contained_and_says_what_was_run(made, runs):
     order = [page.index(text) for text in ("Full training gains", 'id="setting0"', 'id="curves-by-setting"', 'id="runs"', 'id="missing"')]
     assert order == sorted(order)  # the answer, the figures, the runs, and then what is missing or collapsed
     assert page.index("collapsed: mean reward") > order[-1]
+    gaps = re.findall(r'<div class="missing">(.*?)</div>', page, re.DOTALL)
+    assert len(gaps) == len(set(gaps)) > 0
     for anchor in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{anchor}"' in page, anchor
     assert not re.search(r"(src|href)=\"(https?:|//)", page)

@@ -128,6 +128,7 @@ def result_sections(settings: Sequence[Setting], out: Path) -> list[dict[str, An
             shown, absent = figure_parts(figure, setting, out, prefix)
             section["shown"] += shown
             section["missing"] += [gap for item in shown for gap in item["gaps"]] + absent
+        section["missing"] = list({(gap["text"], gap["command"]): gap for gap in section["missing"]}.values())  # figures share experiments
         there = [item["slug"] for item in section["shown"]]
         section["answers"] = [
             {"text": each.text, "anchor": next((f"setting{number}-{name}" for name in each.figures if name in there), "")}
