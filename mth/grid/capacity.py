@@ -13,8 +13,8 @@ from pathlib import Path
 from mth.config.cells import Cell
 from mth.config.schema import Config
 from mth.foundations.errors import UserError
+from mth.grid.devices import slots, visible_gpus
 from mth.grid.memory import ModelFacts, memory_estimate, on_card
-from mth.grid.slots import slots, visible_gpus
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -125,7 +125,7 @@ def remedy(need: Need, cells: Sequence[Cell], models: Mapping[str, ModelFacts]) 
     for text, config in changes(cell.config):
         if size(config, models[repr(cell.config.model)]) <= need.there:
             return f"use {text}"
-    return "lower train.micro_batch_tokens or rollout.batch_size"
+    return "a sixteenth of train.micro_batch_tokens and rollout.batch_size would not fit either: take a smaller model, a sparser ticket or more memory"
 
 
 def changes(config: Config) -> Iterator[tuple[str, Config]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mth.foundations.errors import UserError
 from mth.foundations.signals import HANDLED, listen
+from mth.grid.devices import slots, visible_gpus
 from mth.grid.record import Grid, GridCell, hold_launcher, launcher_at, log_event
 from mth.grid.resident import NEVER_STARTED, Fork, Job, Resident, fits
-from mth.grid.slots import slots, visible_gpus
 from mth.runs.folder import RunFolder, host_name
 
 POLL_S = 0.2

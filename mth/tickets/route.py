@@ -8,7 +8,7 @@ from torch import nn
 
 from mth.config.choices import ClipNorm, WeightGradient
 from mth.config.schema import OptimizerConfig
-from mth.foundations.errors import first_line
+from mth.foundations.errors import first_line, require
 from mth.tickets.sampled_gradients import modules_by_weight, patched_modules
 from mth.tickets.ticket import Ticket
 
@@ -40,9 +40,14 @@ def choose_sampled(model: nn.Module, ticket: Ticket, config: OptimizerConfig) ->
     """Names of the tensors that get a sampled gradient, and one line for each that should get one but cannot.
 
     A tensor qualifies if only standard nn.Linear and nn.Embedding modules use it. A trial pass of two tokens shows this: it computes
-    sampled gradients while dense ones stay enabled, and any other use of the tensor sends a dense gradient.
+    sampled gradients while dense ones stay enabled, and any other use of the tensor sends a dense gradient. Raises UserError if sampled
+    gradients are asked for on a GPU.
     """
     on_cpu = ticket.values.device.type == "cpu"
+    require(
+        on_cpu or config.weight_gradient is not WeightGradient.sampled,
+        "optimizer.weight_gradient=sampled is slower than dense gradients on a GPU; leave it at auto, or give model.device=cpu",
+    )
     wanted = [
         name
         for name, index in ticket.indices.items()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tests.pretend_cuda as gpu
+from mth.foundations.errors import UserError
 from mth.models.load import keep_model
 from mth.runs.journal import read_journal
 from mth.training import loop
@@ -77,6 +78,11 @@ def test_train_mixes_no_devices_and_seldom_waits(tmp_path, last_step, sections):
     here = read_journal(tmp_path / "cpu")[-1].metrics
     for key in ("entropy", "loss", "ratio/mean", "grad_norm", "update_norm"):
         assert there[key] == pytest.approx(here[key], rel=0.05, abs=0.02), key
+
+
+def test_sampled_gradients_are_not_offered_on_a_gpu(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer.weight_gradient=sampled is slower than dense gradients on a GPU; leave it at auto"):
+        train_there(tmp_path, small({"optimizer": {"weight_gradient": "sampled"}}))
 
 
 def test_the_pretended_gpu_refuses_what_cuda_refuses():

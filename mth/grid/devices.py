@@ -1,4 +1,4 @@
-"""Where the cells of this machine run: its GPUs, and shares of its cores."""
+"""The GPUs of this machine, and which of them each cell gets."""
 
 import os
 import subprocess
