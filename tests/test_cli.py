@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mth.foundations.secrets import TOKEN_VARIABLE
 from mth.runs.checkpoint import load_checkpoint
-from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [

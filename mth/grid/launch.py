@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mth.config.cells import Cell
-from mth.config.choices import TrackerName
 from mth.foundations.errors import UserError, first_line
 from mth.foundations.files import write_json
 from mth.foundations.provenance import code_version, environment, snapshot
@@ -21,6 +20,7 @@ from mth.grid.preflight import preflight
 from mth.grid.record import Grid, GridCell, is_grid, launcher_at, log_event, read_grid
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states
+from mth.grid.sync import tracked_words
 from mth.runs.folder import DONE, RunFolder, host_name
 
 SLURM_POLL_S = 3.0
@@ -73,14 +73,15 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
 
 def prepare_stores(cells: Sequence[Cell], root: Path) -> None:
     """Create MLflow stores and experiments before the first job: many processes that create one at once would break it."""
-    from mth.runs.mlflow import default_uri, prepare_store
+    from mth.runs.trackers.mlflow_store import default_uri, prepare_store, without_password
 
-    trackers = [cell.config.tracker for cell in cells if cell.config.tracker.name is TrackerName.mlflow]
+    trackers = [cell.config.tracker for cell in cells if "mlflow" in cell.config.tracker.chosen]
     for uri, experiment in sorted({(tracker.uri or default_uri(root), tracker.experiment) for tracker in trackers}):
         try:
             prepare_store(uri, experiment)
         except Exception as error:  # a server that is down raises many types; the journals hold everything until a sync
-            print(f"warning: MLflow at {uri} does not answer ({first_line(error, 160)}); the journals keep all metrics", file=sys.stderr)
+            line = f"MLflow at {without_password(uri)} does not answer ({first_line(error, 160)}); the journals keep all metrics"
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def pending_cells(grid: Grid) -> list[GridCell]:
@@ -142,7 +143,7 @@ def finish(grid: Grid) -> list[float | None]:
     if any(cell.launcher["kind"] == "slurm" for cell in grid.cells):
         wait(grid)
     states = cell_states(grid)
-    print(state_table(states))
+    print(f"{state_table(states)}{tracked_words(grid)}")
     bad = [cell for cell in states if cell.state not in (*DONE, *PENDING)]
     if bad:
         lines = "".join(

@@ -27,8 +27,8 @@ from mth.grid.state import cell_states
 from mth.runs import lock as runs
 from mth.runs.journal import read_journal
 from mth.runs.lock import lock_run
-from mth.runs.mlflow import default_uri, mlflow_client
 from mth.runs.search import find_runs
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.conftest import claim, make_config, model_with_damaged_weights
 
 SMALL = [
@@ -410,7 +410,7 @@ def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):
         assert "1 runs sent" in mth("grid", "sync", grid, f"tracker.uri={uri}", cwd=grid).stdout
         client = mlflow_client(uri)
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        sent = client.get_metric_history(run.info.run_id, "reward/mean")
+        sent = client.get_metric_history(run.info.run_id, "train/arithmetic/reward/mean")
         journal = [(e.step, e.metrics["reward/mean"]) for e in read_journal(grid / "0-s99.0-m0") if "reward/mean" in e.metrics]
         assert [(m.step, m.value) for m in sent] == journal
         assert run.info.status == "FINISHED"

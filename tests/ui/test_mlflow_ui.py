@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.servers import wait_for_health
 
 SMALL = [
