@@ -9,13 +9,14 @@ from mth.config.stored import to_plain
 from mth.foundations.errors import UserError
 from mth.grid.capacity import refuse_too_large
 from mth.grid.memory import ModelFacts, active_counts, facts_of_models
+from mth.runs.trackers.tracker import require_installed
 from mth.tasks import check_data
 
 
 def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
     """Check all cells. Returns the facts of their models, from which a plan is made.
 
-    Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
+    Raises UserError, naming the cell, if it has no learning rate, if a tracker's package is missing, if its local data are missing or too few for a step, if its mask leaves
     no active entry, if a reply is longer than the model's context, or if the cells that would run at a time do not fit into memory. Loads no
     weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
@@ -26,6 +27,7 @@ def preflight(cells: Sequence[Cell]) -> dict[str, ModelFacts]:
     for cell in cells:
         try:
             check_trainable(cell.config)
+            require_installed(cell.config)
             if (needed := _data_key(cell.config)) not in data:
                 check_data(cell.config)
                 data.add(needed)

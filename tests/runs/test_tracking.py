@@ -25,7 +25,6 @@ from mth.runs.trackers.mlflow_store import (
     absolute,
     default_uri,
     mlflow_client,
-    prepare_store,
     sqlite_file,
     ui_command,
     ui_link,
@@ -86,21 +85,6 @@ def history(uri, run_dir, key):
 def runs_of(uri, experiment="test"):
     client = mlflow_client(uri)
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """An sqlite store without experiments of ours: making one takes MLflow seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    prepare_store(f"sqlite:///{path}", "Default")
-    return path.read_bytes()
-
-
-@pytest.fixture
-def store(tmp_path, empty_store):
-    """URI of the default store of tmp_path."""
-    (tmp_path / "mlflow.db").write_bytes(empty_store)
-    return default_uri(tmp_path)
 
 
 def test_metrics_reach_the_embedded_store_and_a_resumed_run_continues_it(tmp_path, store):

@@ -16,7 +16,7 @@ from mth.runs.trackers.writer import Ending
 STATUS = {"finished": "FINISHED", "collapsed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 METRICS_A_CALL = 1000  # MLflow takes no more
 TAGS_A_CALL = 100
-SAMPLE_COLUMNS = ("step", "task", "uid", "prompt", "reply", "reward", "stop", "tokens", "truth")
+SAMPLE_COLUMNS = ("step", "reward", "reply", "truth", "prompt", "task", "uid", "stop", "tokens")
 
 
 class MlflowBackend:

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mth.config.schema import Config
-from mth.foundations.errors import first_line
+from mth.foundations.errors import first_line, require
 from mth.runs.folder import RunFolder
 from mth.runs.journal import Journal, read_journal
 from mth.runs.trackers.record import TrackedRun
@@ -32,6 +33,12 @@ def _wandb(run: TrackedRun, uri: str | None) -> Backend:
 
 
 BACKENDS: dict[str, Callable[[TrackedRun, str | None], Backend]] = {"mlflow": _mlflow, "tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def require_installed(config: Config) -> None:
+    """Raises UserError if a tracker's package is missing."""
+    for name in config.tracker.chosen:
+        require(find_spec(name) is not None, f"tracker={name} needs a package: pip install 'sparse-rlvr[{name}]', or leave the tracker out")
 
 
 class Tracker:

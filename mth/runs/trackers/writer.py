@@ -114,16 +114,24 @@ class BackgroundWriter:
     def _work(self) -> None:
         self._try()
         paused_until = time.monotonic() + RETRY_S if self.problem else 0.0
-        while True:
-            item = self.inbox.get()
-            if isinstance(item, Ending):
-                break
-            self.feed.entries.append(item)
-            if time.monotonic() >= paused_until:
+        ending = None
+        while ending is None:
+            ending = self._receive()
+            if ending is None and time.monotonic() >= paused_until:
                 paused_until = 0.0 if self._try() else time.monotonic() + RETRY_S
         start = time.monotonic()
-        while not self._try(item) and self.backend.persistent and time.monotonic() - start < self.backend.patience_s:
+        while not self._try(ending) and self.backend.persistent and time.monotonic() - start < self.backend.patience_s:
             time.sleep(LAST_TRIES_S)
+
+    def _receive(self) -> Ending | None:
+        """Wait for something, and take all that is there: a tracker that was slow gets several steps at once. Returns the ending, if it came."""
+        waits = True
+        while waits or not self.inbox.empty():
+            waits, item = False, self.inbox.get()
+            if isinstance(item, Ending):
+                return item
+            self.feed.entries.append(item)
+        return None
 
     def _try(self, ending: Ending | None = None) -> bool:
         """Returns whether it worked."""
