@@ -40,7 +40,7 @@ def mth(module, *arguments, cwd, check=True, env=None):
 def grid(tmp_path_factory):
     """The README's command, made small: six runs under multirun/."""
     folder = tmp_path_factory.mktemp("user")
-    mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, cwd=folder)
+    assert "6 finished, 6 tracked\n" in mth("train", "-m", "sparsity=99,99.9", "mask_seed=0,10,42", *SMALL, cwd=folder).stdout
     return folder
 
 

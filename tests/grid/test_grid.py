@@ -401,6 +401,8 @@ def test_a_failing_cell_is_named_and_the_rest_completes(finished):
     assert json.loads((grid / "environment.json").read_text())["packages"]["torch"]
     assert json.loads((grid / "0-s99.0-m0" / "run.json").read_text())["code"] == read_grid(grid).version
     assert "MLflow at http://127.0.0.1:9 does not answer" in result.stderr
+    assert "1 finished, 1 failed, 0 tracked" in result.stdout
+    assert f"not everything is in MLflow at http://127.0.0.1:9: python -m mth.grid sync {grid}" in result.stdout
 
 
 def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):

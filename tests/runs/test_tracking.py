@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +19,7 @@ from mth.runs.folder import RunFolder
 from mth.runs.journal import Journal, read_journal
 from mth.runs.summary import Summary
 from mth.runs.trackers import writer
+from mth.runs.trackers.mlflow import MlflowBackend
 from mth.runs.trackers.mlflow_store import (
     absolute,
     default_uri,
@@ -192,8 +191,7 @@ def test_twenty_processes_on_a_store_that_does_not_exist(tmp_path):
             assert history(uri, tmp_path / str(index), f"metric/{key}") == [(s, index * 1000 + s * 10 + key) for s in range(10)]
 
 
-@pytest.mark.parametrize("when", ["between two starts", "while it runs"])
-@pytest.mark.parametrize("what", ["deleted", "emptied"])
+@pytest.mark.parametrize(("what", "when"), [("deleted", "while it runs"), ("emptied", "while it runs"), ("emptied", "between two starts")])
 def test_a_store_that_is_gone_is_made_again_and_gets_everything(tmp_path, store, empty_store, what, when, monkeypatch, capsys):
     monkeypatch.setattr(writer, "RETRY_S", 0.0)
     folder, path = tmp_path / "run", tmp_path / "mlflow.db"
@@ -231,20 +229,22 @@ def test_a_deleted_run_or_experiment_is_made_again_by_a_resume_and_by_sync(tmp_p
     assert [run.info.run_id for run in runs_of(store, "test-2")] == [third.info.run_id]
 
 
+def die_before_the_id_is_stored(folder, root):
+    MlflowBackend._remember = lambda *_: os._exit(9)
+    tracker = tracker_of(folder, root)
+    tracker.log(0, {"loss": 0.0})
+    tracker.writers[0].thread.join(60)
+
+
 def test_a_kill_leaves_no_second_run_and_none_that_is_open_for_ever(tmp_path, store):
     """A kill between making the run and storing its id; one whose ids were lost; one that nobody continues."""
     folder = tmp_path / "run"
-    code = f"""if True:
-        import os
-        from pathlib import Path
-        from mth.runs.trackers import mlflow
-        from tests.runs.test_tracking import tracker_of
-        mlflow.MlflowBackend._remember = lambda *_: os._exit(9)
-        tracker = tracker_of(Path({str(folder)!r}), Path({str(tmp_path)!r}))
-        tracker.log(0, {{"loss": 0.0}})
-        tracker.writers[0].thread.join(60)
-    """
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 9
+    import mlflow  # noqa: F401 - imported once, before the child is forked
+
+    child = multiprocessing.get_context("fork").Process(target=die_before_the_id_is_stored, args=(folder, tmp_path))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 9
     (orphan,) = runs_of(store)
     assert orphan.info.status == "RUNNING"
     sync(folder, None)
@@ -275,16 +275,14 @@ def test_what_arrived_is_known_and_sync_heals_the_rest(tmp_path, store):
 
 def test_a_locked_store_is_tried_again_until_it_takes_the_end(tmp_path, store, monkeypatch, capsys):
     monkeypatch.setattr(writer, "LAST_TRIES_S", 0.1)
-    monkeypatch.setattr("mth.runs.trackers.mlflow.MlflowBackend.send", fails_twice("mth.runs.trackers.mlflow.MlflowBackend.send"))
+    monkeypatch.setattr(MlflowBackend, "send", fails_twice(MlflowBackend.send))
     write(tmp_path / "run", tmp_path, 3)
     assert len(history(store, tmp_path / "run", "loss")) == 3
     assert "did not take everything" not in capsys.readouterr().err
 
 
-def fails_twice(name):
-    from mth.runs.trackers.mlflow import MlflowBackend
-
-    send, failures = MlflowBackend.send, [sqlite3.OperationalError("database is locked") for _ in range(2)]
+def fails_twice(send):
+    failures = [sqlite3.OperationalError("(autoflush)\ndatabase is locked") for _ in range(2)]
 
     def sending(self, entries):
         if failures:

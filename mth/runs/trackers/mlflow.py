@@ -25,8 +25,7 @@ class MlflowBackend:
     def __init__(self, run: TrackedRun, uri: str | None = None) -> None:
         self.run, self.uri = run, uri or run.config.tracker.uri or default_uri(run.root)
         self.place = f"MLflow at {without_password(self.uri)}"
-        self.persistent = sqlite_file(self.uri) is not None
-        self.patience_s = 300.0 if self.persistent else 60.0
+        self.patience_s = 60.0 if sqlite_file(self.uri) is None else 300.0  # many processes may wait for their turn
         self.client: Any = None
         self.run_id = ""
 
@@ -59,6 +58,9 @@ class MlflowBackend:
         with turn(self.uri):
             self._log(tags=tags)
             self.client.set_terminated(self.run_id, STATUS.get(ending.status, "KILLED"), self.run.end_ms(list(entries)))
+
+    def is_busy(self, error: Exception) -> bool:
+        return "database is locked" in str(error)
 
     def abandon(self) -> None:
         """The thread ends with the process; the client holds nothing."""

@@ -58,6 +58,11 @@ def without_password(uri: str) -> str:
 
 def mlflow_client(uri: str) -> Any:
     """An MlflowClient that gives up quickly on a dead server and reports nothing to anyone."""
+    return _load_mlflow()(tracking_uri=absolute(uri))
+
+
+def _load_mlflow() -> Any:
+    """MLflow's client class."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     import logging
@@ -66,7 +71,7 @@ def mlflow_client(uri: str) -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints a traceback for an error that it raises anyway
-    return MlflowClient(tracking_uri=absolute(uri))
+    return MlflowClient
 
 
 @contextmanager
@@ -103,6 +108,7 @@ def prepare_store(uri: str, experiment: str) -> str:
     if path is None:
         return _experiment_id(mlflow_client(uri), experiment, None)
     artifacts = (path.parent / "mlartifacts").as_uri()
+    _load_mlflow()  # takes seconds, for which nobody should wait
     with turn(uri):
         if not _has_tables(path):
             fresh = path.with_name(f".{path.name}.{os.getpid()}.new")

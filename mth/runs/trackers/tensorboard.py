@@ -18,7 +18,7 @@ class TensorBoardBackend:
     def __init__(self, run: TrackedRun) -> None:
         self.run, self.log_dir = run, run.folder.tensorboard
         self.place = "TensorBoard"
-        self.persistent, self.patience_s = False, 60.0
+        self.patience_s = 60.0
         self.writer: Any = None
 
     def open(self, entries: Sequence[Entry]) -> bool:
@@ -52,6 +52,9 @@ class TensorBoardBackend:
         for (task, step), samples in by_step.items():
             self.writer.add_text(f"samples/{task}", "\n\n---\n\n".join(map(_as_text, samples[:SHOWN])), step, time_s)
         self.writer.close()
+
+    def is_busy(self, error: Exception) -> bool:
+        return False
 
     def abandon(self) -> None:
         if self.writer is not None:

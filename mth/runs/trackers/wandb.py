@@ -27,7 +27,7 @@ class WandbBackend:
     def __init__(self, run: TrackedRun) -> None:
         self.run, self.project = run, run.config.tracker.experiment
         self.place = f"W&B project {self.project}"
-        self.persistent, self.patience_s = False, 60.0
+        self.patience_s = 60.0
         self.process: subprocess.Popen[str] | None = None
 
     def open(self, entries: Sequence[Entry]) -> bool:
@@ -83,6 +83,9 @@ class WandbBackend:
         assert self.process is not None
         self.process.wait()
         self.process = None
+
+    def is_busy(self, error: Exception) -> bool:
+        return False
 
     def abandon(self) -> None:
         if self.process is not None:

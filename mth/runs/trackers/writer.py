@@ -17,7 +17,7 @@ from mth.runs.journal import Entry
 
 RETRY_S = 30.0  # pause after a failure, in seconds
 _NOTES = threading.Lock()  # the trackers of a run share one file
-LAST_TRIES_S = 2.0  # the same at the end of a run
+LAST_TRIES_S = 1.0  # the same at the end of a run
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,11 @@ class Backend(Protocol):
     """One tracker of one run. Every method may raise; the writer then starts again with `open`.
 
     place: names it in messages, with its address. patience_s: how long the end of a run waits for it, counted from the last thing that it
-    took. persistent: whether the end of a run tries again after a failure.
+    took.
     """
 
     place: str
     patience_s: float
-    persistent: bool
 
     def open(self, entries: Sequence[Entry]) -> bool:
         """Make ready; entries: all so far. Returns True if everything has to be sent (again)."""
@@ -47,6 +46,9 @@ class Backend(Protocol):
 
     def finish(self, entries: Sequence[Entry], ending: Ending) -> None:
         """Send how the run ended. entries: all."""
+
+    def is_busy(self, error: Exception) -> bool:
+        """Whether a failure passes by itself, so that the end of a run tries again."""
 
     def abandon(self) -> None:
         """Let go of everything at once, without waiting."""
@@ -87,6 +89,7 @@ class BackgroundWriter:
         self.backend, self.feed = backend, Feed(backend, folder, known)
         self.inbox: queue.Queue[Entry | Ending] = queue.Queue()
         self.problem: str | None = None
+        self.error: Exception | None = None
         self.closing, self.ended = False, 0.0
         self._told = False
         self.thread = threading.Thread(target=self._work, name=backend.place.split()[0], daemon=True)
@@ -119,8 +122,16 @@ class BackgroundWriter:
             ending = self._receive()
             if ending is None and time.monotonic() >= paused_until:
                 paused_until = 0.0 if self._try() else time.monotonic() + RETRY_S
-        start = time.monotonic()
-        while not self._try(ending) and self.backend.persistent and time.monotonic() - start < self.backend.patience_s:
+        self._finish(ending)
+
+    def _finish(self, ending: Ending) -> None:
+        """Send the rest. Tries again where that may help: once if what was open is gone, and as long as the tracker is busy."""
+        was_open = self.feed.ready
+        while not self._try(ending):
+            busy = self.error is not None and self.backend.is_busy(self.error)
+            if not (was_open or busy) or time.monotonic() - self.ended > self.backend.patience_s:
+                return
+            was_open = False
             time.sleep(LAST_TRIES_S)
 
     def _receive(self) -> Ending | None:
@@ -137,9 +148,9 @@ class BackgroundWriter:
         """Returns whether it worked."""
         try:
             self.feed.push(ending)
-            self.problem = None
+            self.problem = self.error = None
         except Exception as error:  # whatever a server or its client raises must not end the training run
-            self.problem = first_line(error, 160)
+            self.problem, self.error = first_line(error, 160), error
             if not self._told and not self.closing:
                 self._told = True
                 line = f"warning: {self.backend.place} does not take the metrics ({self.problem}); training goes on, the journal keeps them"
