@@ -45,7 +45,7 @@ def grid(tmp_path_factory):
 
 
 def test_a_grid_as_documented(grid):
-    summaries = [json.loads(path.read_text()) for path in sorted(grid.rglob("summary.json"))]
+    summaries = [json.loads(path.read_text()) for path in sorted(grid.rglob("summary.json")) if "mlartifacts" not in path.parts]
     assert len(summaries) == 6
     assert {s["status"] for s in summaries} == {"finished"}
     assert len({s["mask_sha256"] for s in summaries}) == 6

@@ -18,7 +18,7 @@ from mth.config.schema import Config
 from mth.config.stored import from_plain
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.provenance import commit_name
-from mth.runs.folder import RunFolder
+from mth.runs.folder import RunFolder, is_artifact
 from mth.runs.journal import Entry, damaged_lines, read_journal
 from mth.runs.lock import is_locked
 from mth.runs.summary import Summary
@@ -74,7 +74,11 @@ def run_folders(folder: Path) -> Iterator[Path]:
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(name for name in inner if name not in SKIPPED_FOLDERS)
         run = RunFolder(Path(place))
-        if run.config_file.name in files and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files):
+        if (
+            run.config_file.name in files
+            and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files)
+            and not is_artifact(run.path)
+        ):
             yield run.path
 
 

@@ -116,6 +116,11 @@ class RunFolder:
         write_json(self.record_file, self.record() | facts)
 
 
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds copies of a run's files for MLflow, and is no run folder, wherever the store keeps its artifacts."""
+    return folder.name == "artifacts" and not RunFolder(folder).record_file.is_file()
+
+
 def host_name() -> str:
     """This machine; inside a job, by SLURM's name for it."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -11,7 +11,7 @@ from mth.config.stored import flat, from_plain, read_yaml, to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.files import copy_file, write_json
 from mth.runs.contents import known_contents
-from mth.runs.folder import DONE, RunFolder
+from mth.runs.folder import DONE, RunFolder, is_artifact
 from mth.runs.journal import is_due, read_journal, without_evaluation, write_journal
 from mth.runs.samples import copy_samples
 
@@ -30,6 +30,8 @@ def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[st
     prefilter = {_prefilter(to_plain(config)) for config in configs}
     found: dict[str, dict[Path, tuple[int, float]]] = {}  # prefix identity -> folder -> steps, time of the last change
     for path in (path for root in dict.fromkeys(roots) for path in root.rglob("config.yaml")):
+        if is_artifact(path.parent):
+            continue
         try:
             data = read_yaml(path)
             if _prefilter(data) in prefilter:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 
+from mth.analysis.sources import run_folders
 from mth.config.cells import cells_of
 from mth.config.identity import identity
 from mth.config.overrides import rewrite_numbers
@@ -18,6 +19,7 @@ from mth.grid.sync import send
 from mth.runs.folder import RunFolder
 from mth.runs.journal import Entry, read_journal
 from mth.runs.samples import EVAL, TRAIN, Sample, SampleStore
+from mth.runs.search import find_runs
 from mth.runs.summary import Summary
 from mth.runs.trackers.look import ways_to_look
 from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
@@ -200,6 +202,8 @@ def test_three_trackers_at_once_and_each_again_from_the_journal(tmp_path, store,
     client = mlflow_client(default_uri(tmp_path))
     run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert {each.path for each in client.list_artifacts(run_id)} == {"config.yaml", "summary.json", "samples.json"}
+    assert find_runs([tmp_path], [tracker.run.config])[0] == {identity(tracker.run.config): [folder]}  # and no copy in MLflow's artifacts
+    assert list(run_folders(tmp_path)) == [folder]
     table = json.loads((tmp_path / "mlartifacts" / "test" / run_id / "artifacts" / "samples.json").read_text())
     assert table["columns"][:3] == ["step", "reward", "reply"] and len(table["data"]) == 6
     assert missing(tracker.run) == []
