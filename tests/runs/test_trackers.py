@@ -150,6 +150,7 @@ def check_tensorboard(folder):
     text = [each.tensor_proto.string_val[0].decode() for each in events.Tensors("samples/arithmetic/text_summary")]
     assert len(text) == 2 and "    <script>reply 0</script>" in text[0]
     assert "_hparams_/session_start_info" in events.summary_metadata
+    assert len(list(RunFolder(folder).tensorboard.iterdir())) == 1  # each start writes anew
     assert "Trains 5 of 500" in events.Tensors("description/text_summary")[-1].tensor_proto.string_val[0].decode()
 
 

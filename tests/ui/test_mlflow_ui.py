@@ -107,7 +107,7 @@ def test_a_run_says_what_it_is_and_shows_what_the_model_wrote(page, ui):
     for file in ("config.yaml", "summary.json", "samples.json"):
         page.get_by_text(file).first.wait_for(timeout=60_000)
     page.get_by_text("samples.json").first.click()
-    page.get_by_text("prompt", exact=True).first.wait_for(timeout=60_000)
+    page.get_by_text("reply", exact=True).first.wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     picture(page, "samples")
 
