@@ -6,6 +6,7 @@ import signal
 import struct
 import time
 from collections import defaultdict
+from contextlib import suppress
 
 import pytest
 
@@ -226,7 +227,17 @@ def test_three_trackers_at_once_and_each_again_from_the_journal(tmp_path, store,
     assert "page.html" in {each.path for each in client.list_artifacts(run_id)}
 
 
-def test_a_tracker_that_hangs_or_dies_holds_nothing_up(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def ended():
+    """Process groups that must not outlive a test, whatever it finds."""
+    groups: list[int] = []
+    yield groups
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def test_a_tracker_that_hangs_or_dies_holds_nothing_up(tmp_path, monkeypatch, capsys, ended):
     """The process of W&B is stopped, and then killed. TensorBoard's folder cannot be written."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "run"
@@ -236,6 +247,7 @@ def test_a_tracker_that_hangs_or_dies_holds_nothing_up(tmp_path, monkeypatch, ca
     wandb = tracker.writers[0]
     until(lambda: wandb.feed.ready)
     process = wandb.backend.process
+    ended.append(process.pid)
     os.kill(process.pid, signal.SIGSTOP)
     wandb.backend.patience_s = 0.5
     start = time.monotonic()
