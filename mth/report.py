@@ -20,7 +20,9 @@ def main() -> None:
         nargs="+",
         help="folder with runs at any depth (multirun), of one run, or with a report; or the name of an MLflow experiment",
     )
-    parser.add_argument("--out", type=Path, help="folder to write (default: report/ in the first folder of runs)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write (default: report/ in the first folder of runs; of one run, page.html in its folder)"
+    )
     parser.add_argument("--tracking-uri", help="MLflow store or server of the experiments (default: multirun/mlflow.db)")
     parser.add_argument(
         "--metric", default=PASS_AT_1, help="what figures show: the part behind eval/<task>/ (default pass_at_1; reward, ...)"

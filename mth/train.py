@@ -41,11 +41,10 @@ if TYPE_CHECKING:
 
 def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> None:
     """Print what a user wants to know at the end: before and after, where it is, how to look at it."""
-    from mth.config.choices import TrackerName
     from mth.foundations.statistics import plus_minus
     from mth.runs.folder import RunFolder
     from mth.runs.journal import read_journal
-    from mth.runs.mlflow import default_uri, ui_command
+    from mth.runs.trackers.look import ways_to_look
     from mth.training.shown import why_nothing_was_learned
 
     trained = f"{summary.active_parameters:,} of {summary.total_parameters:,} parameters trained"
@@ -65,8 +64,8 @@ def report(summary: "Summary", config: "Config", run_dir: Path, root: Path) -> N
     print(f"run folder:     {run_dir}")
     if RunFolder(run_dir).samples.is_dir():
         print(f"what it wrote:  python -m mth.samples {os.path.relpath(run_dir)} --changed")
-    if config.tracker.name is TrackerName.mlflow:
-        print(f"MLflow UI:      {ui_command(config.tracker.uri or default_uri(root))}")
+    for title, what in ways_to_look(config, RunFolder(run_dir), root):
+        print(f"{title:15} {what}")
 
 
 def place(config: "Config", run_dir: Path) -> "Place":

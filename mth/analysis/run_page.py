@@ -36,11 +36,11 @@ ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # inside JSON; no te
 def run_page(path: Path, out: Path | None = None, metric: str = PASS_AT_1) -> Path:
     """Write the page of the run in the folder `path`; returns the page's path.
 
-    out: folder to write; None for `report` in the run's folder. metric: of evaluations, the part behind eval/<task>/, that the first curve
+    out: folder to write `index.html` to; None for `page.html` in the run's folder. metric: of evaluations, the part behind eval/<task>/, that the first curve
     shows. What cannot be read is named in the page, and the rest is shown. Raises UserError if no evaluation has the metric.
     """
     run = glance(path)
-    page = (out or path / "report") / "index.html"
+    page = RunFolder(path).page_file if out is None else out / "index.html"
     write_text(page, render(run, metric))
     return page
 

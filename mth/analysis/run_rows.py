@@ -19,7 +19,6 @@ from mth.config.identity import identity_keys
 from mth.config.stored import flat, to_plain
 from mth.runs.metrics import REWARD, eval_metric
 
-RUN_PAGES = ("page.html", "report/index.html")  # names of the page of one run, in its folder
 MAX_POINTS = 200  # of a curve on the page
 MAX_TEXT = 40  # characters of a setting's value in the curves' list
 SETTING, MASK = "setting", "mask in words"
@@ -61,8 +60,8 @@ def short_titles(settings: Sequence[Setting]) -> list[str]:
 
 def page_link(run: Run, out: Path) -> str:
     """The page of a run relative to the report's folder; "" if it has none."""
-    found = [run.path / name for name in RUN_PAGES if run.path is not None and (run.path / name).is_file()]
-    return next((quote(os.path.relpath(page, out)) for page in found if page.parent.resolve() != out.resolve()), "")
+    page = None if run.path is None else RunFolder(run.path).page_file
+    return quote(os.path.relpath(page, out)) if page is not None and page.is_file() else ""
 
 
 def best_of(runs: Sequence[Run]) -> set[int]:

@@ -11,6 +11,7 @@ import yaml
 
 from mth.analysis.collection import Collection, Run, merged, without_repeats
 from mth.analysis.frame import is_frame, read_frame
+from mth.config.fields import keys
 from mth.config.identity import identity
 from mth.config.schema import Config
 from mth.config.stored import from_plain
@@ -19,11 +20,13 @@ from mth.foundations.provenance import commit_name
 from mth.runs.folder import RunFolder
 from mth.runs.journal import Entry, damaged_lines, read_journal
 from mth.runs.lock import is_locked
-from mth.runs.mlflow import default_uri, mlflow_client
 from mth.runs.search import run_folders
 from mth.runs.summary import Summary
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client, sqlite_file, without_password
+from mth.runs.trackers.record import journal_name, stored_config
 
 LOCK_TIMEOUT_S = 10.0  # for an sqlite store that another process has locked
+LISTS = frozenset(key.name for key in keys(Config) if key.type.startswith("list"))
 REASON_LENGTH = 160  # most characters of an error's message in a line about a run
 
 
@@ -94,23 +97,24 @@ def read_mlflow(experiment: str, uri: str) -> Collection:
 
     Raises UserError if the store is missing, locked or does not answer, and if it has no such experiment.
     """
-    local = uri.startswith("sqlite:///")
+    file = sqlite_file(uri)
     try:
-        found = _from_sqlite(experiment, Path(uri.removeprefix("sqlite:///"))) if local else _from_server(experiment, uri)
+        found = _from_sqlite(experiment, file) if file is not None else _from_server(experiment, uri)
     except sqlite3.Error as error:
-        raise UserError(f"MLflow store {uri} cannot be read ({error}); is it locked or not a store?") from error
+        raise UserError(f"MLflow store {without_password(uri)} cannot be read ({error}); is it locked or not a store?") from error
     runs, problems = [], []
     for each in found:
         try:
             runs.append(_run_of(each))
-        except (UserError, ValueError, KeyError) as error:
+        except (UserError, ValueError, KeyError, yaml.YAMLError) as error:
             problems.append(f"MLflow run {each.name}: cannot be read ({first_line(error, REASON_LENGTH)})")
     return without_repeats(Collection(f"MLflow experiment {experiment}", runs, problems))
 
 
 def _run_of(found: MlflowRun) -> Run:
-    config = from_plain(_nested(found.params))
-    entries = [Entry(step, 0, metrics) for step, metrics in sorted(found.metrics.items())]
+    config = from_plain(stored_config(found.tags) or _nested(found.params))
+    steps = sorted(found.metrics.items())
+    entries = [Entry(step, 0, {journal_name(key, config.task.name): value for key, value in metrics.items()}) for step, metrics in steps]
     status, reason = found.tags.get("mth.status") or "unfinished", found.tags.get("mth.reason", "")
     summary = Summary.from_json({key: int(found.params[key]) for key in ("active_parameters", "total_parameters") if key in found.params})
     return Run(found.name, config, identity(config), status, reason, found.tags.get("mth.commit", "unknown"), summary, entries)
@@ -143,7 +147,7 @@ def _from_server(experiment: str, uri: str) -> list[MlflowRun]:
     try:
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            raise UserError(f"MLflow at {uri} has no experiment {experiment}")
+            raise UserError(f"MLflow at {without_password(uri)} has no experiment {experiment}")
         runs: list[MlflowRun] = []
         token = None
         while True:
@@ -158,7 +162,7 @@ def _from_server(experiment: str, uri: str) -> list[MlflowRun]:
             if not token:
                 return runs
     except MlflowException as error:
-        raise UserError(f"MLflow at {uri} does not answer ({first_line(error, REASON_LENGTH)})") from error
+        raise UserError(f"MLflow at {without_password(uri)} does not answer ({first_line(error, REASON_LENGTH)})") from error
 
 
 def _nested(params: dict[str, str]) -> dict[str, Any]:
@@ -168,13 +172,13 @@ def _nested(params: dict[str, str]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     sections = {key.split(".")[0] for key in params if "." in key}
-    for key, text in params.items():
-        *parents, last = key.split(".")
-        first = key.split(".")[0]
+    for dotted, text in params.items():
+        *parents, last = dotted.split(".")
+        first = dotted.split(".")[0]
         if first not in Config.__dataclass_fields__ or (not parents and first in sections):
             continue
         place = result
         for part in parents:
             place = place.setdefault(part, {})
-        place[last] = None if text == "None" else yaml.safe_load(text) if text.startswith("[") else text
+        place[last] = None if text == "None" else yaml.safe_load(text) if dotted in LISTS else text
     return result

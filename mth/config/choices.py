@@ -136,4 +136,6 @@ class TrackerName(Enum):
     """Where metrics go, beside the journal in the run folder."""
 
     mlflow = "mlflow"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
     none = "none"

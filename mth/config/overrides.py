@@ -3,7 +3,7 @@
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mth.config.options import groups
 from mth.config.paper import TASK_OF
@@ -16,6 +16,7 @@ NUMBER_GROUPS = {"sparsity": "sparsity.percent", "lr": "lr.value", "seed": "seed
 MIXTURE = f"sparsity=, lr= and seed= take numbers or a word, not a mixture; give {', '.join(f'{key}=' for key in NUMBER_GROUPS.values())}"
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _HOME = re.compile(r"(?<![^,\[{:'\"])~(?=/|$)")  # at the start of a value, or of one of several
+_TRACKERS = re.compile(r"tracker=\[([^\[\]]*)\]")
 _NUMBERS = re.compile(rf"({_NUMBER}|(range|interval|choice|sort|shuffle)\(.*\))(\s*,\s*{_NUMBER})*")
 # Hydra's own flags: alone, or with a value behind them.
 FLAGS = ("-m", "--multirun", "-r", "--run", "--resolve", "--version", "--hydra-help", "--experimental-rerun")
@@ -68,11 +69,12 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config", own: bool
     """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) still choose a file of the group.
 
     A path that starts with `~/` becomes absolute. Values are read as they are meant, see `typed_values`. Adds the task of a model, see
-    `with_task`. Raises UserError for a list given to a group, and for several experiments, because each has a sweep of its own. config_name:
+    `with_task`. Raises UserError for a list given to a group other than tracker, and for several experiments, because each has a
+    sweep of its own. config_name:
     config for `mth.train`, pretrain for `mth.pretrain`, which has no groups. own: see `with_own`; without it a group may have any name.
     """
     result = []
-    for override in overrides:
+    for override in several_trackers(overrides):
         key, sign, value = override.partition("=")
         require(
             override.lstrip("~") not in groups() or not override.startswith("~"), f"{override}: every group has a choice; give another one"
@@ -98,6 +100,17 @@ def _choice(group: str, value: str, check: bool) -> str:
     require(group != "experiment" or "," not in value, f"experiment={value}: a grid takes one experiment; give one command for each")
     words = group not in NUMBER_GROUPS or value.startswith("glob(") or re.fullmatch(r"[A-Za-z0-9_.]+", value)
     return value if not (words and check) or _NUMBERS.fullmatch(value) else option(group, value, numbers=group in NUMBER_GROUPS)
+
+
+def several_trackers(overrides: Sequence[str]) -> Iterator[str]:
+    """`tracker=[mlflow,wandb]` -> `tracker=mlflow tracker.also=[wandb]`."""
+    for override in overrides:
+        names = _TRACKERS.fullmatch(override)
+        if names is None:
+            yield override
+        else:
+            first, *others = (name.strip() for name in names[1].split(","))
+            yield from (f"tracker={first or 'none'}", f"tracker.also=[{','.join(others)}]")
 
 
 def with_task(overrides: Sequence[str]) -> list[str]:

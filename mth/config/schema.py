@@ -247,8 +247,14 @@ class TrackerConfig:
     """Experiment tracking."""
 
     name: TrackerName = key(TrackerName.mlflow, "where metrics go beside the journal")
+    also: list[str] = key([], "further trackers at the same time; tracker=[mlflow,wandb] sets both keys", group="tracker")
     uri: str | None = key(None, "MLflow tracking server or store; null: multirun/mlflow.db")
-    experiment: str = key("mth", "MLflow experiment")
+    experiment: str = key("mth", "MLflow experiment, W&B project")
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of all trackers, without repeats; empty if there is none."""
+        return [name for name in dict.fromkeys([self.name.name, *self.also]) if name != TrackerName.none.name]
 
 
 @dataclass

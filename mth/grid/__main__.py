@@ -10,7 +10,8 @@ Usage
                                                                   run what is not finished, of these cells or of all; a key changes the
                                                                   launcher, e.g. hydra.launcher.timeout_min=600
   python -m mth.grid cancel <folder>                              running cells save and end, waiting ones leave the queue
-  python -m mth.grid sync <folder> [tracker.uri=URI]              send the journals of all runs below the folder to MLflow
+  python -m mth.grid sync <folder> [tracker.uri=URI]              send the journals of all runs below the folder to their trackers,
+                                                                  or to this MLflow store
 
 <folder> is the grid's, as printed at launch: multirun/<date>/<time>, or the run_dir= that was given.
 Settings of the launcher: python -m mth.grid --help hydra.launcher
@@ -47,11 +48,12 @@ def status(arguments: list[str]) -> None:
     from mth.grid.record import read_grid
     from mth.grid.show import WATCH_EVERY_S, state_table, status_frame
     from mth.grid.state import cell_states
+    from mth.grid.sync import tracked_words
 
     others = [argument for argument in arguments if argument != "--watch"]
     grid = read_grid(_folder(others, 1))
     if others == arguments:
-        print(state_table(cell_states(grid)))
+        print(f"{state_table(cell_states(grid))}{tracked_words(grid)}")
         return
     from mth.foundations.screen import redraw
 

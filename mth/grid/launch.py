@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mth.config.cells import Cell, compose_cells
-from mth.config.choices import TrackerName
 from mth.config.identity import identity
 from mth.config.user_code import files_of_code
 from mth.foundations.errors import UserError, first_line, require
@@ -26,6 +25,7 @@ from mth.grid.preflight import preflight
 from mth.grid.record import Grid, GridCell, asked_to_end, is_grid, launcher_at, log_event, read_grid
 from mth.grid.show import Display, state_table
 from mth.grid.state import PENDING, CellState, cell_states
+from mth.grid.sync import tracked_words
 from mth.runs.folder import DONE, RunFolder, host_name
 from mth.runs.journal import read_journal
 
@@ -93,14 +93,15 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
 
 def prepare_stores(cells: Sequence[Cell], root: Path) -> None:
     """Create MLflow stores and experiments before the first job: many processes that create one at once would break it."""
-    from mth.runs.mlflow import default_uri, prepare_store
+    from mth.runs.trackers.mlflow_store import default_uri, prepare_store, without_password
 
-    trackers = [cell.config.tracker for cell in cells if cell.config.tracker.name is TrackerName.mlflow]
+    trackers = [cell.config.tracker for cell in cells if "mlflow" in cell.config.tracker.chosen]
     for uri, experiment in sorted({(tracker.uri or default_uri(root), tracker.experiment) for tracker in trackers}):
         try:
             prepare_store(uri, experiment)
         except Exception as error:  # a server that is down raises many types; the journals hold everything until a sync
-            print(f"warning: MLflow at {uri} does not answer ({first_line(error, 160)}); the journals keep all metrics", file=sys.stderr)
+            line = f"MLflow at {without_password(uri)} does not answer ({first_line(error, 160)}); the journals keep all metrics"
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def pending_cells(grid: Grid) -> list[GridCell]:
@@ -193,7 +194,7 @@ def finish(grid: Grid) -> list[float | None]:
     if any(cell.launcher["kind"] == "slurm" for cell in grid.cells):
         wait(grid)
     states = cell_states(grid)
-    print("\n".join([state_table(states), *hints(states)]))
+    print("\n".join([f"{state_table(states)}{tracked_words(grid)}", *hints(states)]))
     bad = [cell for cell in states if cell.state not in (*DONE, *PENDING)]
     if bad:
         lines = "".join(

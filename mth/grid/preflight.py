@@ -12,6 +12,7 @@ from mth.config.user_code import GROUPS, entry_points
 from mth.foundations.errors import UserError
 from mth.grid.capacity import refuse_too_large
 from mth.grid.memory import ModelFacts, active_counts, facts_of_models
+from mth.runs.trackers.tracker import require_installed
 from mth.tasks import check_data
 
 ENTRIES_OF_A_TRIAL = 16  # active entries, at least, of the tensor in which a family of the user's own is tried
@@ -20,7 +21,7 @@ ENTRIES_OF_A_TRIAL = 16  # active entries, at least, of the tensor in which a fa
 def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, ModelFacts]:
     """Check all cells. Returns the facts of their models, from which a plan is made. elsewhere: they will not run on this machine.
 
-    Raises UserError, naming the cell, if it has no learning rate, if its local data are missing or too few for a step, if its mask leaves
+    Raises UserError, naming the cell, if it has no learning rate, if a tracker's package is missing, if its local data are missing or too few for a step, if its mask leaves
     no active entry, if a reply is longer than the model's context, or if the cells that would run at a time do not fit into memory. Loads no
     weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
@@ -34,6 +35,7 @@ def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, Model
     for cell in cells:
         try:
             check_trainable(cell.config)
+            require_installed(cell.config)
             if (needed := _data_key(cell.config)) not in data:
                 check_data(cell.config)
                 data.add(needed)

@@ -153,11 +153,10 @@ def serve(connection: Connection) -> Job | None:
 def load(config: Config) -> None:
     """Import what the cell imports, and load its model unless it is there. A model that cannot be loaded is left to the cell, which says why."""
     import mth.training.loop  # noqa: F401
-    from mth.config.choices import TrackerName
     from mth.models.load import keep_model
     from mth.tasks import eval_sections, module_of
 
-    if config.tracker.name is TrackerName.mlflow:
+    if "mlflow" in config.tracker.chosen:
         import mlflow  # noqa: F401
     try:
         for section in (config.task, *eval_sections(config).values()):

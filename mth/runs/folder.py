@@ -19,7 +19,8 @@ class RunFolder:
     """The files of a run.
 
     samples/: what the model wrote, see `mth.runs.samples`. config.yaml: the configuration. run.json: who runs it, where, with which code. journal.jsonl: every metric of every step.
-    summary.json: how it ended. beginning.json: the shorter run that it extends. mlflow.json: its run in MLflow.
+    summary.json: how it ended. beginning.json: the shorter run that it extends. mlflow.json, wandb.json: its ids there. trackers.json: what its
+    trackers have. tensorboard/, wandb/: what those two trackers write. page.html: its page.
     """
 
     path: Path
@@ -47,6 +48,24 @@ class RunFolder:
     @property
     def mlflow_file(self) -> Path:
         return self.path / "mlflow.json"
+
+    @property
+    def wandb_file(self) -> Path:
+        """The id of its run in Weights & Biases."""
+        return self.path / "wandb.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def trackers_file(self) -> Path:
+        """What arrived where."""
+        return self.path / "trackers.json"
+
+    @property
+    def page_file(self) -> Path:
+        return self.path / "page.html"
 
     @property
     def log_file(self) -> Path:
@@ -98,6 +117,11 @@ class RunFolder:
         known = self.record()
         if known | facts != known:
             write_json(self.record_file, known | facts)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds copies of a run's files for MLflow, and is no run folder, wherever the store keeps its artifacts."""
+    return folder.name == "artifacts" and not RunFolder(folder).record_file.is_file()
 
 
 def host_name() -> str:

@@ -12,7 +12,7 @@ from mth.config.stored import flat, from_plain, read_yaml, to_plain
 from mth.foundations.errors import UserError
 from mth.foundations.files import copy_file, write_json
 from mth.runs.contents import known_contents
-from mth.runs.folder import DONE, RunFolder
+from mth.runs.folder import DONE, RunFolder, is_artifact
 from mth.runs.journal import is_due, read_journal, without_evaluation, write_journal
 from mth.runs.samples import copy_samples
 
@@ -20,7 +20,7 @@ from mth.runs.samples import copy_samples
 PREFILTER_KEYS = ("seed.train", "lr.value", "model.name", "task.name")
 MASK_KEYS = ("sparsity.percent", "mask_seed")  # of which a stored configuration may hold values without effect
 
-SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "samples", "report", "mlartifacts"}
+SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "samples", "report", "mlartifacts", "tensorboard", "wandb"}
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
@@ -28,7 +28,8 @@ def run_folders(folder: Path) -> Iterator[Path]:
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(name for name in inner if name not in SKIPPED_FOLDERS)
         run = RunFolder(Path(place))
-        if run.config_file.name in files and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files):
+        of_a_run = run.config_file.name in files and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files)
+        if of_a_run and not is_artifact(run.path):
             yield run.path
 
 
@@ -42,6 +43,8 @@ def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[st
     prefilter = {_prefilter(to_plain(config)) for config in configs}
     found: dict[str, dict[Path, tuple[int, float]]] = {}  # prefix identity -> folder -> steps, time of the last change
     for path in (path for root in dict.fromkeys(roots) for path in root.rglob("config.yaml")):
+        if is_artifact(path.parent):
+            continue
         try:
             data = read_yaml(path)
             if _prefilter(data) in prefilter:

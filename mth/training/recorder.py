@@ -13,9 +13,9 @@ from mth.foundations.signals import Interrupted
 from mth.models.device import device_record
 from mth.runs.journal import Journal
 from mth.runs.metrics import ENTROPY, REWARD
-from mth.runs.mlflow import MLFLOW_STATUS, Tracker, run_tags
 from mth.runs.samples import EVAL
 from mth.runs.summary import Summary, summarize
+from mth.runs.trackers.tracker import Tracker
 from mth.training.collapse import collapse_reason
 from mth.training.evaluation import Evaluation
 from mth.training.learner import Learner
@@ -79,7 +79,7 @@ def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]
     """
     run_dir, config = run.folder.path, run.parts.config
     run.folder.add_to_record(facts=run.facts, device=device_record(run.parts.policy.model.device))
-    tracker = Tracker(config, run_dir, root, run.progress.logged, run.facts, run_tags(run_dir, root, grid))
+    tracker = Tracker(config, run_dir, root, run.progress.logged, run.facts, grid)
     recorder = Recorder(run, tracker)
     reason = None
     try:
@@ -108,7 +108,7 @@ def recording(run: Learner, root: Path, grid: Path | None) -> Iterator[Recorder]
             run.folder.write_summary(recorder.summary)
         except OSError as error:
             tqdm.write(f"warning: {run.folder.summary_file} could not be written ({error})")
-        tracker.close(MLFLOW_STATUS[recorder.status], {"mth.status": recorder.status} | ({"mth.reason": reason} if reason else {}))
+        tracker.close(recorder.status, reason)
 
 
 def past_collapse(journal: Journal, config: Config) -> str | None:

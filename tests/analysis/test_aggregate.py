@@ -15,11 +15,11 @@ from mth.analysis.collection import Collection, Run, merged
 from mth.analysis.page import report
 from mth.analysis.sources import read_folder, read_mlflow
 from mth.config.identity import identity
-from mth.config.stored import to_plain
+from mth.config.stored import flat, to_plain
 from mth.foundations.errors import UserError
 from mth.runs.journal import Entry
-from mth.runs.mlflow import MlflowWriter, Tracker
 from mth.runs.summary import Summary
+from mth.runs.trackers.tracker import Tracker
 from tests.conftest import make_config
 
 KEY = "eval/arithmetic/pass_at_1"
@@ -70,14 +70,13 @@ def test_nothing_to_read_is_one_line(tmp_path):
 
 
 def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
-    config = make_config(tracker={"name": "mlflow"}, mask_seed=7, eval={"paths": {"gsm8k": "some/path"}})
+    config = make_config(tracker={"name": "mlflow"}, mask_seed=7, eval={"paths": {"gsm8k": "[v1]: path"}})
     folder = tmp_path / "run"
     folder.mkdir()
-    tracker = Tracker(config, folder, tmp_path, -1, {"active_parameters": 5}, {})
-    assert isinstance(tracker.writer, MlflowWriter)
+    tracker = Tracker(config, folder, tmp_path, -1, {"active_parameters": 5})
     for step in range(3):
         tracker.log(step, {KEY: 0.5 + step / 8, "loss": -step / 4, "entropy": float("nan") if step == 1 else 1.0})
-    tracker.close("FINISHED", {"mth.status": "collapsed", "mth.reason": "entropy"})
+    tracker.close("collapsed", "entropy")
     runs = read_mlflow("mth", f"sqlite:///{tmp_path}/mlflow.db").runs
     assert [(run.identity, run.status, run.reason) for run in runs] == [(identity(config), "collapsed", "entropy")]
     assert [(e.step, e.metrics[KEY], e.metrics["loss"]) for e in runs[0].entries] == [(s, 0.5 + s / 8, -s / 4) for s in range(3)]
@@ -93,6 +92,14 @@ def test_mlflow_gives_what_the_journals_give(tmp_path, monkeypatch):
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(UserError, match=r"cannot be read \(database is locked\)"):
             read_mlflow("mth", uri)
+
+
+def test_a_run_that_an_earlier_version_sent_is_read_from_its_parameters():
+    """Parameters were then all keys, metrics had the journal's names, and a value in brackets is no list."""
+    config = make_config(mask_seed=7, eval={"paths": {"gsm8k": "[v1]: path"}, "tasks": ["arithmetic", "gsm8k"]})
+    params = {key: str(value) for key, value in flat(to_plain(config)).items() if key != "run_dir"} | {"task": "arithmetic", "lr": "0.005"}
+    run = sources._run_of(sources.MlflowRun("old", params, {"mth.status": "finished"}, {1: {"loss": 0.5}}))
+    assert (run.identity, run.entries[0].metrics) == (identity(config), {"loss": 0.5})
 
 
 def run_of(name, values, seed=0):

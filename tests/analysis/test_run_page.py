@@ -172,4 +172,4 @@ def test_another_metric_comes_first_and_an_unknown_one_is_refused(run, tmp_path)
 def test_the_command_makes_a_page_of_one_run_without_torch(run):
     code = "import sys; sys.argv = ['mth.report', sys.argv[1]]; from mth.report import main; main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert (done.stdout, done.stderr) == (f"page: {run / 'report' / 'index.html'}\nFalse\n", "")
+    assert (done.stdout, done.stderr) == (f"page: {run / 'page.html'}\nFalse\n", "")

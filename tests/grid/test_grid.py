@@ -27,8 +27,8 @@ from mth.grid.state import cell_states
 from mth.runs import lock as runs
 from mth.runs.journal import read_journal
 from mth.runs.lock import lock_run
-from mth.runs.mlflow import default_uri, mlflow_client
 from mth.runs.search import find_runs
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.conftest import begin, claim, make_config, model_with_damaged_weights
 
 SMALL = [
@@ -404,6 +404,8 @@ def test_a_failing_cell_is_named_and_the_rest_completes(finished):
     assert json.loads((grid / "environment.json").read_text())["packages"]["torch"]
     assert json.loads((grid / "0-s99.0-m0" / "run.json").read_text())["code"] == read_grid(grid).version
     assert "MLflow at http://127.0.0.1:9 does not answer" in result.stderr
+    assert "1 finished, 1 failed, 0 tracked" in result.stdout
+    assert f"not everything is in MLflow at http://127.0.0.1:9: python -m mth.grid sync {grid}" in result.stdout
 
 
 def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):
@@ -413,7 +415,7 @@ def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):
         assert "1 runs sent" in mth("grid", "sync", grid, f"tracker.uri={uri}", cwd=grid).stdout
         client = mlflow_client(uri)
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        sent = client.get_metric_history(run.info.run_id, "reward/mean")
+        sent = client.get_metric_history(run.info.run_id, "train/arithmetic/reward/mean")
         journal = [(e.step, e.metrics["reward/mean"]) for e in read_journal(grid / "0-s99.0-m0") if "reward/mean" in e.metrics]
         assert [(m.step, m.value) for m in sent] == journal
         assert run.info.status == "FINISHED"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.test_tracking import closed_port, history, tracker_of
+from tests.runs.test_tracking import closed_port, end, history, tracker_of
 from tests.servers import wait_for_health
 
 
@@ -76,7 +76,7 @@ def write_run(root, index, uri):
     tracker = tracker_of(root / str(index), root, uri)
     for step in range(10):
         tracker.log(step, {f"metric/{key}": index * 1000 + step * 10 + key for key in range(4)})
-    tracker.close("FINISHED", {})
+    end(tracker, root / str(index))
 
 
 def test_many_processes_write_to_one_server(server, tmp_path):
@@ -99,17 +99,19 @@ def test_a_server_that_is_away_for_a_while_gets_everything_at_the_end(server, tm
     tracker = tracker_of(folder, tmp_path, server.uri)
     for step in range(3):
         tracker.log(step, {"loss": float(step)})
-    end = time.monotonic() + 60
-    while tracker.writer.unsent or not tracker.writer.run_id:
-        assert time.monotonic() < end
+    writer = tracker.writers[0]
+    deadline = time.monotonic() + 60
+    while writer.feed.taken < 3:
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     server.kill()
     for step in range(3, 6):
         tracker.log(step, {"loss": float(step)})
-    while tracker.writer.problem is None:  # it has noticed
+    while writer.problem is None:  # it has noticed
         time.sleep(0.1)
     server.start()
     tracker.log(6, {"loss": 6.0})
-    tracker.close("FINISHED", {})
-    assert capsys.readouterr().err == ""
+    end(tracker, folder)
+    told = capsys.readouterr().err
+    assert told.count("warning") == 1 and "training goes on" in told
     assert history(server.uri, folder, "loss") == [(step, float(step)) for step in range(7)]

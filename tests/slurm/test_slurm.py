@@ -16,7 +16,7 @@ from mth.grid.record import read_events, read_grid
 from mth.grid.slurm import log_path
 from mth.grid.state import cell_states
 from mth.runs.journal import read_journal
-from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.conftest import begin, model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.servers import wait_for_health
 from tests.ui.pictures import picture
 
@@ -60,10 +60,25 @@ def ui(tmp_path_factory):
 
 def test_runs_are_listed_with_names_that_tell_them_apart(page, ui):
     page.goto(f"{ui}/runs?workflowType=machine_learning")
-    page.get_by_text("tiny-arithmetic-s99.9-m10-lr0.03").first.wait_for(timeout=60_000)
+    page.get_by_text("s99.9-m10-lr0.03").first.wait_for(timeout=60_000)
     picture(page, "runs")
-    for name in ("s99-m0-lr0.005", "s99-m10-lr0.005", "s99.9-m0-lr0.03", "s99.9-m10-lr0.03"):
-        assert page.get_by_text(f"tiny-arithmetic-{name}").first.is_visible()
+    for name in ("s99-m0-lr5e-3", "s99-m10-lr5e-3", "s99.9-m0-lr0.03", "s99.9-m10-lr0.03"):
+        assert page.get_by_text(f"{name}-tiny-arithmetic").first.is_visible()
+
+
+def test_a_run_says_what_it_is_and_shows_what_the_model_wrote(page, ui):
+    page.goto(f"{ui}/runs?workflowType=machine_learning")
+    page.get_by_text("s99.9-m10-lr0.03-tiny-arithmetic").first.click()
+    page.get_by_text("Trains 1,775 of 1,791,104 parameters of tiny").first.wait_for(timeout=60_000)
+    picture(page, "run")
+    assert page.get_by_text("Finished after 6 steps; arithmetic pass@1").first.is_visible()
+    page.goto(f"{page.url.partition('?')[0]}/artifacts")
+    for file in ("config.yaml", "summary.json", "samples.json"):
+        page.get_by_text(file).first.wait_for(timeout=60_000)
+    page.get_by_text("samples.json").first.click()
+    page.get_by_text("reply", exact=True).first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    picture(page, "samples")
 
 
 def test_curves_are_drawn_and_grouped_by_sparsity(page, ui):
