@@ -57,6 +57,21 @@ def keep_token(config: "Config", overrides: list[str]) -> None:
     )
 
 
+def keep_own_code(config: "Config", overrides: list[str]) -> None:
+    """Raise UserError if code would run that only a checkpoint names."""
+    from mth.config.user_code import code_of
+    from mth.foundations.user_code import parse
+
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for key, text in code_of(config).items():
+        name = key.removeprefix("eval.sources.")
+        idle = key == "algorithm.source" or (name != key and name not in (config.eval.tasks or []))
+        require(
+            idle or key in typed,
+            f"the checkpoint names code of its own, which would run: add {key}={parse(text, key).shown} if it is yours",
+        )
+
+
 def evaluation(overrides: list[str]) -> "tuple[Config, Evaluation]":
     """The evaluation that these overrides ask for, and its configuration.
 
@@ -81,10 +96,11 @@ def evaluation(overrides: list[str]) -> "tuple[Config, Evaluation]":
         run, plain = checkpoint.config, OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(plain, dict)
         config = from_plain(
-            overlay(checkpoint.header["config"], {str(key): value for key, value in plain.items()}, rewrite_numbers(overrides))
+            overlay(checkpoint.header["config"], {str(key): value for key, value in plain.items()}, rewrite_numbers(overrides, own=False))
         )
         config = with_own_recipes(config, overrides, as_given=run.eval.tasks or [])
         keep_token(config, overrides)
+        keep_own_code(config, overrides)
     with assemble(config, checkpoint) as parts:
         result = evaluate(parts.player, parts.eval_tasks, config)
     warn_of_cut_replies(result.metrics, config)

@@ -14,21 +14,23 @@ FORMATS = {
 }
 
 
-def export(source: Path, out: Path, format: str = "merged", push: str | None = None, private: bool | None = None) -> str | None:
+def export(
+    source: Path, out: Path, format: str = "merged", push: str | None = None, private: bool | None = None, own_code: bool = False
+) -> str | None:
     """Write a ticket to `out`, with a model card. format: a key of FORMATS; `merged` writes model and tokenizer as `save_model` does.
 
-    push: hub id of a model repository to upload the folder to, whose address is returned. Raises UserError if `out` is not empty, if
-    `source` is not a checkpoint, or if the format cannot hold the ticket.
+    push: hub id of a model repository to upload the folder to, whose address is returned. own_code: run the mask family that the checkpoint
+    names in a file. Raises UserError if `out` is not empty, if `source` is not a checkpoint, if it names such a family and own_code is false,
+    or if the format cannot hold the ticket.
     """
     require(not out.is_file(), f"{out} is a file; choose a new folder")
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; choose another folder")
-    from mth.library import of_checkpoint
     from mth.models.load import load_policy
     from mth.models.save import save_model
     from mth.runs.checkpoint import open_checkpoint
     from mth.runs.contents import refuse_other_model
     from mth.runs.facts import results_of, training_of
-    from mth.tickets.attach import attach_saved
+    from mth.runs.tickets import attach_checkpoint
     from mth.tickets.hub import push as upload
 
     checkpoint = open_checkpoint(source)
@@ -36,7 +38,7 @@ def export(source: Path, out: Path, format: str = "merged", push: str | None = N
     config.model.device = "cpu"
     policy = load_policy(config.model)
     refuse_other_model(checkpoint.path.parent.parent, config)
-    ticket = attach_saved(policy.model, of_checkpoint(checkpoint))
+    ticket = attach_checkpoint(policy.model, checkpoint, own_code)
     ticket.base_model = config.model.path or config.model.name
     facts: dict[str, Any] = {"results": results_of(checkpoint), "training": training_of(checkpoint), "hub_id": push}
     if format == "merged":
@@ -56,9 +58,10 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="merged", help="merged: a plain Hugging Face checkpoint (default)")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hugging Face hub")
     parser.add_argument("--private", action="store_true", default=None, help="with --push: make a new repository private")
-    arguments = parser.parse_args()
-    address = export(arguments.checkpoint, arguments.out, arguments.format, arguments.push, arguments.private)
-    print(f"{arguments.out}: {FORMATS[arguments.format].format(out=arguments.out)}" + (f"; uploaded to {address}" if address else ""))
+    parser.add_argument("--own-code", action="store_true", help="run the file of the mask family that the checkpoint names")
+    given = parser.parse_args()
+    address = export(given.checkpoint, given.out, given.format, given.push, given.private, given.own_code)
+    print(f"{given.out}: {FORMATS[given.format].format(out=given.out)}" + (f"; uploaded to {address}" if address else ""))
 
 
 if __name__ == "__main__":

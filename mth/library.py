@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from mth.foundations.errors import require
-from mth.runs.checkpoint import Checkpoint, open_checkpoint
+from mth.runs.checkpoint import open_checkpoint
+from mth.runs.tickets import attach_checkpoint
 from mth.tickets.attach import AttachedTicket, attach, attach_saved
 from mth.tickets.hub import fetch
-from mth.tickets.recipes import family_recipe
-from mth.tickets.saved import FINGERPRINT, HEADER, TENSORS, SavedTicket, is_ticket, read_ticket
+from mth.tickets.saved import HEADER, TENSORS, is_ticket, read_ticket
 
 __all__ = ["AttachedTicket", "attach", "load_ticket"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -30,14 +30,4 @@ def load_ticket(model: nn.Module, source: str | Path) -> AttachedTicket:
             f"ticket {source} does not exist: no file or folder, no hub id",
         )
         path = fetch(str(source), (HEADER, TENSORS))
-    return attach_saved(model, read_ticket(path) if is_ticket(path) else of_checkpoint(open_checkpoint(path)))
-
-
-def of_checkpoint(checkpoint: Checkpoint) -> SavedTicket:
-    """The ticket of a run's checkpoint."""
-    config, header = checkpoint.config, checkpoint.header
-    mask = config.mask
-    named = {"budget": mask.budget, "magnitude": mask.magnitude}
-    options = {key: value.name for key, value in named.items() if value is not None} | mask.options
-    recipe = family_recipe(mask.family, config.sparsity.percent, config.mask_seed, options)
-    return SavedTicket(checkpoint.path, recipe, {key: header[key] for key in FINGERPRINT}, checkpoint.tensors["values"])
+    return attach_saved(model, read_ticket(path)) if is_ticket(path) else attach_checkpoint(model, open_checkpoint(path))

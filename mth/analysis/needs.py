@@ -1,6 +1,7 @@
 """Which runs an experiment of conf/experiment/ consists of, which of them are missing, and the command that produces them."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from mth.config.paper import TASK_OF
 from mth.config.recipes import load_run
 from mth.config.schema import Config
 from mth.config.stored import flat, to_plain
+from mth.config.user_code import task_overrides
 
+PIN = re.compile(r"(?<=:)(\w+)#[0-9a-f]+")  # of code, behind its name
 VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum")  # what the paper's experiments vary; all other keys are a setting
 
 
@@ -50,7 +53,7 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     rates or levels count as well. A model given by path has no table of learning rates; for it every learning rate belongs.
     Raises UserError if the files in conf/ cannot express the setting.
     """
-    arguments = [f"experiment={experiment}", f"model={config.model.name}", f"task={config.task.name}"]
+    arguments = [f"experiment={experiment}", f"model={config.model.name}", *task_overrides(config.task)]
     if config.model.name not in TASK_OF:  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
     arguments += _overrides(load_run(compose(arguments), arguments), config)
@@ -61,7 +64,7 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     kinds = {identity_without(cell, ignore) for cell in cells}
     names = [identity(cell) for cell in cells]
     done = {run.identity for run in runs if run.done}
-    command = " ".join(["python -m mth.train -m", *(_quoted(argument) for argument in typed)])
+    command = " ".join(["python -m mth.train -m", *(_quoted(PIN.sub(r"\1", argument)) for argument in typed)])
     belonging = [run for run in runs if identity_without(run.config, ignore) in kinds]
     return Need(experiment, belonging, names, len(set(names) - done), command, frozenset(cell.mask_seed for cell in cells))
 
@@ -86,6 +89,8 @@ def _text(value: Any) -> str:
     """A value as Hydra's override grammar writes it."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, str) and "#" in value:
+        return f"'{value}'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -17,9 +17,10 @@ def check_rules(config: Any) -> None:
     for low, high in (("min_turns", "max_turns"), ("min_names", "max_names")):
         least, most = getattr(c.task, low), getattr(c.task, high)
         require(most >= least, f"task.{high}={most} must be at least task.{low}={least}")
+    known = {*options("task"), *c.eval.tasks}
     for key, names in (("paths", c.eval.paths), ("per_task", c.eval.per_task)):
         for name in names:
-            require(name in options("task"), f"eval.{key}.{name} is unknown; choose from {', '.join(options('task'))}")
+            require(name in known, f"eval.{key}.{name} is unknown; choose from {', '.join(options('task'))}")
     require(
         c.mask.budget is None or c.mask.family in LAYER_FAMILIES, "mask.budget belongs to mask=first_layer, middle_layer and last_layer"
     )

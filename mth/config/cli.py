@@ -35,11 +35,12 @@ def hydra_main(main: Callable[[Any], None], config_name: str = "config") -> None
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from mth.config.compose import explain, register_schemas
+        from mth.config.compose import explain, register_offered, register_schemas
         from mth.foundations.paths import conf_dir
 
         register_schemas()
         sys.argv = [sys.argv[0], *flags_first(rewrite_numbers(as_overrides(sys.argv[1:], config_name), config_name))]
+        register_offered(sys.argv[1:])
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and `explain` makes one line of it
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(one_line_errors(main))()

@@ -22,6 +22,7 @@ from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
 from mth.config.stored import flat, to_plain
 from mth.config.typed_values import unreadable
+from mth.config.user_code import offered
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
 
@@ -42,6 +43,12 @@ def register_schemas() -> None:
     for name, launcher in LAUNCHERS.items():
         store.store(group="hydra/launcher", name=f"{name}_schema", node=launcher)
     store.store(group="hydra/sweeper", name="checked", node=GridSweeper)
+
+
+def register_offered(overrides: Sequence[str]) -> None:
+    """Make tasks and masks of installed packages known to Hydra that these overrides choose. Raises UserError for a name that exists."""
+    for (group, name), node in offered(list(overrides)).items():
+        ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def explain(error: Exception) -> str:
@@ -94,6 +101,7 @@ def compose_all(overrides: Sequence[str], config_name: str = "config") -> DictCo
 
     `run_dir` is null unless it is given: its default holds the time, which no identity and no stored configuration may depend on.
     """
+    register_offered(overrides)
     pinned = ["run_dir=null"] if config_name == "config" and not any(o.startswith("run_dir=") for o in overrides) else []
     return hydra.compose(config_name, [*pinned, *overrides], return_hydra_config=True)
 

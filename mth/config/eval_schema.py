@@ -31,6 +31,9 @@ class EvalConfig:
     every: int = key(10, "steps between evaluations; 0: only first and last", least=0)
     tasks: list[str] | None = key(None, "tasks to evaluate; null: the trained task", group="task")
     paths: dict[str, str | None] = key(dict.fromkeys(options("task")), "data of an evaluated task; null: its own, or that of training")
+    sources: dict[str, str | None] = key(
+        {}, "evaluated tasks of your own beside the trained one: name -> path/to/file.py:build", later=True
+    )
     samples: int = key(256, "evaluation prompts per task", least=1)
     replies: int = key(1, "replies to each evaluation prompt; results are means over them", later=True, least=1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", least=0)

@@ -1,7 +1,7 @@
 """Fields that carry their own meaning, range and place in a run's identity: ranges, --help and the documentation follow from them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -98,22 +98,25 @@ def range_text(bounds: dict[str, float]) -> str:
     return "positive" if above == 0 else f"above {above:g}" if above is not None else ""
 
 
-def check_ranges(config: Any, prefix: str = "") -> None:
-    """Check every field of a configuration and its sections. Raises UserError naming the key, its value and its range."""
+def check_ranges(config: Any, own: Collection[str] = (), prefix: str = "") -> None:
+    """Check every field of a configuration and its sections. Raises UserError naming the key, its value and its range.
+
+    own: names that are known beside those of a group.
+    """
     for each in fields(config):
         found, name = getattr(config, each.name), f"{prefix}{each.name}"
         if is_dataclass(found) and not isinstance(found, type):
-            check_ranges(found, f"{name}.")
+            check_ranges(found, own, f"{name}.")
             continue
         for inner, one in found.items() if isinstance(found, dict) else ():
             if is_dataclass(one):
-                check_ranges(one, f"{name}.{inner}.")
+                check_ranges(one, own, f"{name}.{inner}.")
         if found is None:
             continue
         group = each.metadata.get("group")
         for one in (found if isinstance(found, list) else [found]) if group else ():
             known = values(group, "name" if isinstance(found, list) else each.name)
-            if one not in known:
+            if one not in known and one not in own:
                 raise UserError(f"{name}={one} is unknown; choose one of {', '.join(known)}")
         bounds = each.metadata.get("bounds", {})
         if bounds and not _within(found, **bounds):

@@ -8,6 +8,7 @@ from typing import Any
 from mth.config.fields import keys
 from mth.config.schema import Config
 from mth.config.stored import to_plain
+from mth.config.user_code import KEYS, OF_TASKS, portable
 
 PLACES = frozenset(key.name for key in keys(Config) if key.place)
 LATER = {key.name: key.default for key in keys(Config) if key.later}
@@ -31,7 +32,7 @@ def identity_keys(config: Any, prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         if value is None and prefix.startswith("eval.per_task."):  # as the shared value
             continue
-        value = SETTLED.get(name, value)
+        value = portable(value) if name in (*KEYS, OF_TASKS) else SETTLED.get(name, value)
         if name in PLACES or (name in LATER and value == LATER[name]):
             continue
         kept = identity_keys(value, f"{name}.") if isinstance(value, dict) and name not in LATER else value

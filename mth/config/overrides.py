@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mth.config.options import groups
 from mth.config.paper import TASK_OF
 from mth.config.typed_values import as_meant, known_keys, option, refuse_glob, without_percent
+from mth.config.user_code import with_own
 from mth.foundations.errors import UserError, require
 
 # Groups that take a number: `sparsity=99` becomes `sparsity.percent=99`, because Hydra lets no number choose a group.
@@ -63,12 +64,12 @@ def _is_truth(key: str, config_name: str) -> bool:
     return key in known_keys(config_name) and known_keys(config_name)[key].type == "bool"
 
 
-def rewrite_numbers(overrides: list[str], config_name: str = "config") -> list[str]:
+def rewrite_numbers(overrides: list[str], config_name: str = "config", own: bool = True) -> list[str]:
     """`sparsity=99,99.9` -> `sparsity.percent=99,99.9`; likewise lr and seed. Words (`sparsity=dense`) still choose a file of the group.
 
     A path that starts with `~/` becomes absolute. Values are read as they are meant, see `typed_values`. Adds the task of a model, see
     `with_task`. Raises UserError for a list given to a group, and for several experiments, because each has a sweep of its own. config_name:
-    config for `mth.train`, pretrain for `mth.pretrain`, which has no groups.
+    config for `mth.train`, pretrain for `mth.pretrain`, which has no groups. own: see `with_own`.
     """
     result = []
     for override in overrides:
@@ -87,7 +88,7 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config") -> list[s
             require(key not in groups(), f"{key}=: Hydra takes it for a group of mth.train; set it in conf/{config_name}.yaml")
             refuse_glob(key, value)
         result.append(f"{key}={as_meant(key, value, config_name)}")
-    return with_task(result) if config_name == "config" else result
+    return with_task(with_own(result, choose=own)) if config_name == "config" else result
 
 
 def _choice(group: str, value: str) -> str:

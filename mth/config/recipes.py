@@ -75,4 +75,6 @@ def own_recipe(model: str, task: str) -> dict[str, Any]:
 
 @cache
 def _read(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text()) or {}
+    """What a file says; nothing for a name that mth does not have."""
+    file = conf_dir() / group / f"{name}.yaml"
+    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}

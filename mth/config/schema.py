@@ -30,6 +30,7 @@ from mth.config.eval_schema import OF_A_TASK, EvalConfig, EvalOverride
 from mth.config.fields import check_ranges, key, reset_idle, section
 from mth.config.learning_rates import RATES, table_lr
 from mth.config.samples_schema import SamplesConfig
+from mth.config.user_code import own_names, settle
 from mth.foundations.paths import one_spelling
 
 
@@ -64,7 +65,12 @@ class TaskConfig:
     """The task that is trained."""
 
     name: str = key("alphabet_sort", "task to train", group="task")
+    source: str | None = key(None, "a task of your own: path/to/file.py:build or package.module:build; null: one of mth", later=True)
     path: str | None = key(None, "hub id, or local jsonl or parquet file or folder; null: the task's own data")
+    dataset: str | None = key(None, "reasoning_gym: name of the generator", later=True)
+    environment: str | None = key(None, "verifiers: id of the environment", later=True)
+    options: dict[str, Any] = key({}, "further options of a task of your own, of the generator or of the environment", later=True)
+    system: str | None = key(None, "system prompt of reasoning_gym and verifiers; null: their own; empty: none", later=True)
     data_seed: int = key(1337420, "seed of generated rows and of the split")
     holdout: bool = key(True, "hold rows out for evaluation where the data have no test split")
     train_rows: int = key(8192, "training rows, for tasks that generate them; 0: the task is only for evaluation", least=0)
@@ -73,6 +79,7 @@ class TaskConfig:
     min_names: int = key(1, "alphabet_sort: fewest new names per turn", least=1, matters=_has_turns)
     max_names: int = key(5, "alphabet_sort: most new names per turn", matters=_has_turns)
     grader: Grader = key(Grader.strict, "grades answers in a box; the task's file sets it: math_verify for math and math500, else strict")
+    grader_source: str | None = key(None, "a grader of your own: path/to/file.py:grade; null: task.grader", later=True)
     grader_timeout: float = key(5.0, "limit of math_verify per answer, in seconds of CPU time", above=0)
     every_grader: bool = key(False, "report math_verify too where it is not the reward", later=True)
     prompt: Prompt = key(Prompt.paper, "system prompt of gsm8k and math")
@@ -118,7 +125,8 @@ class MaskConfig:
     family: str = key("random", "how entries are chosen", group="mask")
     budget: Budget | None = key(None, "first_layer, middle_layer, last_layer: entries as many as a random mask has, or the whole layer")
     magnitude: Magnitude | None = key(None, "magnitude: the entries of largest or smallest absolute value")
-    options: dict[str, Any] = key({}, "further options of the family, named by its file in mth/tickets/masks/", later=True)
+    options: dict[str, Any] = key({}, "further options of the family, named by its file", later=True)
+    source: str | None = key(None, "a family of your own: path/to/file.py:FAMILY or package.module:FAMILY; null: one of mth", later=True)
 
     def __post_init__(self) -> None:
         self.budget = self.budget or (Budget.matched if self.family in LAYER_FAMILIES else None)
@@ -135,6 +143,7 @@ class AlgorithmConfig:
 
     advantage: Advantage = key(Advantage.standardized, "how rewards of a group become advantages")
     ratio: Ratio = key(Ratio.clip, "what limits the importance ratio")
+    source: str | None = key(None, "a rule of your own instead of ratio: path/to/file.py:rule or package.module:rule", later=True)
     clip_eps: float = key(
         0.2, "clip: the ratio is clipped to [1 - clip_eps, 1 + clip_eps]", above=0, matters=lambda c: c.algorithm.ratio is not Ratio.drop
     )
@@ -277,11 +286,12 @@ class Config:
             self.model.lr_table = self.model.lr_table or self.model.name
         elif self.model.path is not None and self.model.name == "tiny":  # only the path was given
             self.model.name = Path(self.model.path).name
+        settle(self)
         if self.eval.tasks is None:
             self.eval.tasks = [self.task.name]
         if self.eval.max_tokens is None:
             self.eval.max_tokens = self.rollout.max_tokens
-        check_ranges(self)
+        check_ranges(self, own_names(self))
         self._keep_differences_in_evaluation()
         check_rules(self)
         if self.lr.value is None and self.model.lr_table is not None:

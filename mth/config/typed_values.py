@@ -10,6 +10,7 @@ from mth.config.fields import Key, keys
 from mth.config.options import groups, options
 from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
+from mth.config.user_code import GROUPS, entry_points
 from mth.foundations.errors import UserError, require
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)  # needs no look at how Hydra reads it
@@ -155,7 +156,7 @@ def option(group: str, value: str, numbers: bool = False) -> str:
         require(bool(found), f"{group}={value} fits no option; choose from {', '.join(known)}")
         return ",".join(found)
     for name in value.split(",") if re.fullmatch(r"[^\s()'\"${}\[\]]+", value) else ():
-        if name in known or name == "null" or group == "hydra/launcher":
+        if name in known or name == "null" or group == "hydra/launcher" or (group in GROUPS and name in entry_points(group)):
             continue
         if group == "model":
             raise UserError(f"model={name} is not one that mth names ({', '.join(known)}); for another type model.path={name} lr=RATE")

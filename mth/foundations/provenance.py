@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def snapshot(folder: Path) -> Path:
-    """Copy the package and conf/ as they are now to `folder`/<hash of the files>, unless that copy exists. Returns the path for PYTHONPATH."""
+def snapshot(folder: Path, more: Mapping[str, Path] | None = None) -> Path:
+    """Copy the package and conf/ as they are now to `folder`/<hash of the files>, unless that copy exists. Returns the path for PYTHONPATH.
+
+    more: further files by their name in the copy.
+    """
+    more = more or {}
     sources = {PACKAGE.name: PACKAGE} | ({f"{PACKAGE.name}/conf": conf_dir()} if not conf_dir().is_relative_to(PACKAGE) else {})
     digest = hashlib.sha256()
     for name, source in sources.items():
         for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
             digest.update(f"{name}/{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for name, path in sorted(more.items()):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     frozen = folder / digest.hexdigest()[:12]
     if frozen.is_dir():
         return frozen
@@ -61,6 +68,9 @@ def snapshot(folder: Path) -> Path:
     try:
         for name, source in sources.items():
             shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name, path in more.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, fresh / name)
         write_json(fresh / SNAPSHOT, version)
         os.rename(fresh, frozen)
     except OSError:

@@ -13,8 +13,8 @@ from pathlib import Path
 from mth.config.cells import Cell
 from mth.config.schema import Config
 from mth.foundations.errors import UserError
-from mth.grid.local import slots, visible_gpus
 from mth.grid.memory import ModelFacts, memory_estimate, on_card
+from mth.grid.slots import slots, visible_gpus
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mth.config.cells import Cell, compose_cells
 from mth.config.choices import TrackerName
 from mth.config.identity import identity
+from mth.config.user_code import files_of_code
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.files import remove_leftovers, write_json
 from mth.foundations.locks import hold
@@ -81,7 +82,7 @@ def prepare(cells: Sequence[Cell], folder: Path, root: Path) -> Grid:
         for cell, entry in zip(cells, placed, strict=True):
             if entry.found in TO_DO:
                 Place(entry.found, entry.dir, entry.beginning_dir).prepare(cell.config)
-        code = snapshot(folder / "code")
+        code = snapshot(folder / "code", {name: path for cell in cells for name, path in files_of_code(cell.config).items()})
         write_json(folder / "environment.json", environment())
         asked = {name for entry in placed for name in (entry.name, entry.identity)}
         kept = [entry for entry in read_grid(folder).cells if not {entry.name, entry.identity} & asked] if is_grid(folder) else []

@@ -13,29 +13,10 @@ from mth.foundations.errors import UserError
 from mth.foundations.signals import HANDLED, listen
 from mth.grid.record import Grid, GridCell, hold_launcher, launcher_at, log_event
 from mth.grid.resident import NEVER_STARTED, Fork, Job, Resident, fits
+from mth.grid.slots import slots, visible_gpus
 from mth.runs.folder import RunFolder, host_name
 
 POLL_S = 0.2
-
-
-def visible_gpus() -> list[str]:
-    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return listed.stdout.split() if listed.returncode == 0 else []
-
-
-def slots(jobs: int | None, gpus: list[str], cores: int) -> list[dict[str, str]]:
-    """Environment variables of each slot that a cell can run in: its GPU, in turn, and its share of the cores."""
-    count = jobs or len(gpus) or 1
-    chosen = count == 1 or "OMP_NUM_THREADS" in os.environ  # the user's own choice wins
-    threads = {} if chosen else {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
 
 
 def run(grid: Grid, cells: list[GridCell], watch: Callable[[], object]) -> None:

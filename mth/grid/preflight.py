@@ -1,15 +1,20 @@
 """Checks every cell of a grid, or a single run, before anything starts: what keys alone cannot show."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from mth.config.cells import Cell
 from mth.config.checks import check_context, check_trainable
 from mth.config.schema import Config
 from mth.config.stored import to_plain
+from mth.config.user_code import GROUPS, entry_points
 from mth.foundations.errors import UserError
 from mth.grid.capacity import refuse_too_large
 from mth.grid.memory import ModelFacts, active_counts, facts_of_models
 from mth.tasks import check_data
+
+ENTRIES_OF_A_TRIAL = 16  # active entries, at least, of the tensor in which a family of the user's own is tried
 
 
 def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, ModelFacts]:
@@ -20,7 +25,10 @@ def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, Model
     weights, and fetches nothing from a hub but the configuration of a model that is there.
     """
     from mth.models.shapes import usable_context  # loads torch
+    from mth.training.losses import ratio_rule
 
+    for group in GROUPS:
+        entry_points(group)  # refuses names that exist
     models: dict[str, ModelFacts] = {}
     data: set[str] = set()
     for cell in cells:
@@ -29,7 +37,10 @@ def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, Model
             if (needed := _data_key(cell.config)) not in data:
                 check_data(cell.config)
                 data.add(needed)
+            ratio_rule(cell.config.algorithm)
             facts = facts_of_models(cell.config.model, models)
+            if cell.config.mask.source is not None:
+                try_family(facts.shapes, cell.config)
             if sum(active_counts(cell.config, facts)) == 0:
                 raise UserError(f"sparsity.percent={cell.config.sparsity.percent} leaves no active entry in this model; lower it")
             check_context(cell.config, usable_context(facts.architecture))
@@ -42,4 +53,20 @@ def preflight(cells: Sequence[Cell], elsewhere: bool = False) -> dict[str, Model
 
 def _data_key(config: Config) -> str:
     """Names what `check_data` looks at."""
-    return repr((to_plain(config.task), config.eval.tasks, config.eval.paths, config.prompts_per_step))
+    return repr((to_plain(config.task), config.eval.tasks, config.eval.paths, config.eval.sources, config.prompts_per_step))
+
+
+def try_family(shapes: Any, config: Config) -> None:
+    """Draw one small tensor of the user's own mask family. One that needs weights is tried when the run starts.
+
+    Raises UserError as the family does.
+    """
+    from mth.tickets.masks import active_counts as counts_of
+    from mth.tickets.masks import find_family, lazy_mask
+
+    percent = config.sparsity.percent
+    counts = counts_of(shapes, percent, config.mask)
+    most = max(counts.values())
+    some = [name for name, count in counts.items() if count >= min(most, ENTRIES_OF_A_TRIAL)]
+    if most and not find_family(config.mask)[0].needs_weights:
+        lazy_mask(shapes, config.mask, percent, config.mask_seed)(min(some, key=lambda name: math.prod(shapes[name])))

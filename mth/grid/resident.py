@@ -155,13 +155,13 @@ def load(config: Config) -> None:
     import mth.training.loop  # noqa: F401
     from mth.config.choices import TrackerName
     from mth.models.load import keep_model
-    from mth.tasks import task_module
+    from mth.tasks import eval_sections, module_of
 
     if config.tracker.name is TrackerName.mlflow:
         import mlflow  # noqa: F401
     try:
-        for name in {config.task.name, *(config.eval.tasks or [])}:
-            task_module(name)
+        for section in (config.task, *eval_sections(config).values()):
+            module_of(section or config.task)
         keep_model(config.model)
     except Exception as error:
         print(f"{config.label}: not loaded ahead ({error})")

@@ -1,6 +1,7 @@
 """Loads a causal language model with its tokenizer."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mth.config.choices import Init
+from mth.config.choices import Dtype, Init
 from mth.config.schema import ModelConfig
 from mth.foundations.errors import UserError
 from mth.models.device import prepare_device, resolve_device
@@ -39,12 +40,27 @@ def load_policy(config: ModelConfig) -> Policy:
     prepare_device(device, config.deterministic)
     if device.type == "cpu":
         keep_freed_memory()
+        warn_of_slow_products(config.dtype, "model.dtype")
     model: Any = kept or _load_model(config, shape)
     model.to(device).eval()
     check_lm_head(model)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids(model, tokenizer))
+
+
+FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # instructions of which one is enough, by torch's names
+
+
+def warn_of_slow_products(dtype: Dtype | None, key: str) -> None:
+    """Print a line if weights in bfloat16 are to be multiplied on a CPU without instructions for it. key: names the dtype."""
+    known = torch.cpu.get_capabilities()
+    if dtype is Dtype.bfloat16 and not any(known.get(name) for name in FAST_BF16):
+        print(
+            f"warning: {key}=bfloat16: this CPU has no instructions for bfloat16, so its products are several times slower than in float32; "
+            f"give {key}=float32",
+            file=sys.stderr,
+        )
 
 
 _kept: dict[Any, PreTrainedModel] = {}  # at most one model, by what it was loaded from

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
@@ -80,19 +81,50 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
 
 
 def check_architecture(shape: PretrainedConfig, source: str) -> None:
-    """Raise UserError for a model that is no causal language model of text alone, or whose logits are not its LM head's output.
+    """Raise UserError for a model that is no causal language model of text alone, keeps a state, or whose logits are not its LM head's output.
 
     mth samples and trains from the head's own output, in chunks.
     """
     kind = shape.model_type
     require(type(shape) in MODEL_FOR_CAUSAL_LM_MAPPING, f"model.path={source}: {kind} is no causal language model; choose another model")
     require(shape.get_text_config() is shape, f"model.path={source}: {kind} has more parts than a language model; choose one of text alone")
+    quantised = getattr(shape, "quantization_config", None)
+    require(
+        quantised is None,
+        f"model.path={source}: its weights are quantised ({_method(quantised)}), which cannot be trained entry by entry; give the model in "
+        "bfloat16 or float32",
+    )
+    require(
+        not keeps_state(shape),
+        f"model.path={source}: {kind} keeps a state beside or instead of keys and values (state-space, recurrent or hybrid), which mth does not "
+        "roll out; choose a model with attention in every layer",
+    )
     for key, neutral in [*((key, None) for key in LOGIT_CAPS), *((key, 1) for key in LOGIT_SCALES)]:
         value = getattr(shape, key, None)
         require(
             value is None or value == neutral,
             f"model.path={source}: {kind} scales or caps its logits after the LM head ({key}={value}), which mth does not; choose another model",
         )
+
+
+def _method(quantised: Any) -> str:
+    values = quantised if isinstance(quantised, Mapping) else getattr(quantised, "to_dict", dict)()
+    return str(values.get("quant_method", "quantization_config"))
+
+
+def keeps_state(shape: PretrainedConfig) -> bool:
+    """Return True if a layer of the model remembers a sequence in something else than keys and values per position.
+
+    Prompts could then share no prefix, and rows with padding would read it into the state.
+    """
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(shape)]
+    if model._is_stateful:
+        return True
+    try:
+        layers = DynamicCache(config=shape).layers
+    except (AttributeError, TypeError, ValueError):  # a configuration with other names; the check of the loaded model decides
+        return False
+    return not all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def usable_context(shape: PretrainedConfig) -> int:

@@ -14,7 +14,7 @@ TEMPLATE_BYTES = 400  # more than templates write around a message, their defaul
 
 def prompt_tokens(renderer: ChatRenderer, episode: Episode) -> int:
     """Tokens of an episode that the model does not sample: the opening, and what stands before each later reply."""
-    later = (len(renderer.between_turns(episode, turn, -1)) for turn in range(1, len(episode.turns)))
+    later = (len(renderer.between_turns(episode, text, -1)) for text in episode.turns[1:])
     return len(renderer.opening(episode)) + sum(later)
 
 
@@ -33,7 +33,7 @@ def fitting(task: Task, renderer: ChatRenderer, context: int, max_tokens: int, m
     for part in (task.train, task.eval):
         kept: list[Episode] = []
         for episode in part:
-            replies = max_tokens * len(episode.turns)
+            replies = max_tokens * task.turns_of(episode)
             short = at_most(episode) <= min(context - replies, context if most is None else most)
             tokens = 0 if short else prompt_tokens(renderer, episode)
             if most is not None and tokens > most:

@@ -95,16 +95,19 @@ class ChatRenderer:
             return begin + self._encode(self._as_text(episode, episode.turns[0]))
         return self._encode(render_chat(self.tokenizer, self._first_messages(episode)))
 
-    def between_turns(self, episode: Episode, turn: int, last_id: int) -> list[int]:
-        """Token ids between reply `turn - 1` and reply `turn`: the template's end of the reply, and the next user turn.
+    def between_turns(self, episode: Episode, text: str, last_id: int) -> list[int]:
+        """Token ids between two replies: the template's end of the first, and the user's next turn `text`.
 
-        last_id: last token of reply `turn - 1`. If it is already the end-of-turn token, the template's is left out.
+        last_id: last token of the first reply. If it is already the end-of-turn token, the template's is left out. Raises UserError if the
+        template has no place for a second turn.
         """
         messages = [
             *self._first_messages(episode),
             {"role": "assistant", "content": MARK},
-            {"role": "user", "content": self._as_text(episode, episode.turns[turn])},
+            {"role": "user", "content": self._as_text(episode, text)},
         ]
+        fault = self._fault(*(message["role"] for message in messages))
+        require(fault is None, str(fault))
         ids = self._encode(render_chat(self.tokenizer, messages).split(MARK, 1)[1])
         return ids[1:] if ids and ids[0] == last_id else ids
 
@@ -196,15 +199,20 @@ class Player:
         rollouts = [Rollout(episode) for episode in episodes for _ in range(group_size)]
         for index, rollout in enumerate(rollouts):
             rollout.append_prompt(openings[index // group_size])
-        for turn in range(max((len(episode.turns) for episode in episodes), default=0)):
-            unfinished = [(i, rollout) for i, rollout in enumerate(rollouts) if turn < len(rollout.episode.turns)]
-            if turn > 0:
-                for _, rollout in unfinished:
-                    rollout.append_prompt(self.renderer.between_turns(rollout.episode, turn, rollout.ids[-1]))
+        turn, unfinished = 0, list(enumerate(rollouts))
+        while unfinished:
             requests = [Request(r.ids, derive_seed(*seed, names[i // group_size], i % group_size, turn)) for i, r in unfinished]
             completions = self.engine.generate(requests, max_tokens, temperature, stops)
             for (_, rollout), completion in zip(unfinished, completions, strict=True):
                 rollout.append_completion(completion, self.renderer.decode(completion, task.stop))
+            turn, unfinished = turn + 1, [(i, rollout) for i, rollout in unfinished if self._goes_on(task, rollout)]
         for rollout, scores in zip(rollouts, task.scores([(rollout.episode, rollout.replies) for rollout in rollouts]), strict=True):
             rollout.scores = scores
         return rollouts
+
+    def _goes_on(self, task: Task, rollout: Rollout) -> bool:
+        """Append the user's next turn; False if there is none."""
+        text = task.next_turn(rollout.episode, rollout.replies)
+        if text is not None:
+            rollout.append_prompt(self.renderer.between_turns(rollout.episode, text, rollout.ids[-1]))
+        return text is not None

@@ -68,11 +68,11 @@ def _weight_files(folder: Path) -> Sequence[str]:
 
 def _data_sources(config: Config) -> Iterator[tuple[str, str, Any]]:
     """As `_model_sources`, for the data of the trained task and of those that are evaluated; a task may generate its own."""
-    from mth.tasks import eval_sections, task_module
+    from mth.tasks import eval_sections, module_of
 
     sections = {"task.path": config.task, **{f"eval.paths.{name}": section for name, section in eval_sections(config).items()}}
     for key, section in sections.items():
-        source = section and (section.path or task_module(section.name).SOURCE)
+        source = section and (section.path or module_of(section).SOURCE)
         if source:
             yield key, source, _data_files(Path(source))
 

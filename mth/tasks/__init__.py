@@ -1,7 +1,7 @@
 """Tasks: turn rows into episodes and replies into rewards. They know no model and no engine.
 
 A task is one file here and one of the same name in conf/task/. The file defines `build(config) -> Task`, and `SOURCE`: the hub id of its
-data, or None if it generates them.
+data, or None if it generates them. A file of the user's needs neither: `task.source=` names it, and `own` builds it.
 """
 
 import importlib
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mth.config.schema import OF_A_TASK, Config, TaskConfig
+from mth.config.user_code import NAMED_BY
 from mth.foundations.errors import UserError, require
 from mth.foundations.seeds import derive_seed
 from mth.tasks.base import Episode, Task, prompt_of
 from mth.tasks.data import looks_local
+from mth.tasks.own import regraded
 from mth.tasks.prompting import prompted
 
 
@@ -24,9 +26,15 @@ def task_module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def module_of(config: TaskConfig) -> Any:
+    """The module that builds the task of a configuration: by the library or the file that it comes from, else by its name."""
+    kinds = (kind for kind, key in NAMED_BY.items() if getattr(config, key) is not None)
+    return task_module(next(kinds, config.name))
+
+
 def build_task(config: TaskConfig) -> Task:
     """Build the task of a configuration, with its prompts written. Raises UserError if its data are missing or unusable."""
-    return prompted(task_module(config.name).build(config), config)
+    return prompted(regraded(module_of(config).build(config), config), config)
 
 
 def load_tasks(config: Config) -> tuple[Task, dict[str, Task]]:
@@ -48,7 +56,7 @@ def load_tasks(config: Config) -> tuple[Task, dict[str, Task]]:
 def train_section(config: Config, sections: dict[str, TaskConfig | None]) -> TaskConfig:
     """The configuration of the training task. Rows that were read are held out only if they are evaluated."""
     evaluated = None in sections.values()
-    has_rows = (config.task.path or task_module(config.task.name).SOURCE) is not None
+    has_rows = (config.task.path or module_of(config.task).SOURCE) is not None
     return replace(config.task, holdout=config.task.holdout and (evaluated or not has_rows))
 
 
@@ -60,7 +68,8 @@ def eval_sections(config: Config) -> dict[str, TaskConfig | None]:
         holdout = config.task.holdout and path is None  # data given for evaluation are evaluated whole
         own = config.eval.of(name)
         said = {key: value for key in OF_A_TASK if (value := getattr(own, key)) is not None}
-        section = replace(config.task, name=name, path=path, holdout=holdout, **said)
+        other: dict[str, Any] = dict.fromkeys(NAMED_BY.values()) | {"source": config.eval.sources.get(name), "options": {}}
+        section = replace(config.task, name=name, path=path, holdout=holdout, **said, **(other if name != config.task.name else {}))
         same = name == config.task.name and path is None and all(getattr(config.task, key) == value for key, value in said.items())
         sections[name] = None if same else section
     return sections
@@ -90,7 +99,7 @@ def check_data(config: Config) -> None:
 
 def is_local(config: TaskConfig) -> bool:
     """Returns True if a task generates its data or reads them from this machine."""
-    source = config.path or task_module(config.name).SOURCE
+    source = config.path or module_of(config).SOURCE
     return source is None or looks_local(source)
 
 

@@ -21,7 +21,7 @@ def prompted(task: Task, config: TaskConfig) -> Task:
     shots = tuple(task.worked[:count])
     episodes = (task.train, task.eval)
     if raw:
-        several = any(len(episode.turns) > 1 for part in episodes for episode in part)
+        several = any(task.turns_of(episode) > 1 for part in episodes for episode in part)
         require(not several, f"task.prompt_format=raw: {task.name} has several turns; use task.prompt_format=chat")
         end = config.stop or BETWEEN
         examples = "".join(f"{task.raw_form.format(question)} {reply}{end}" for question, reply in shots)

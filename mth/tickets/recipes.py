@@ -18,7 +18,7 @@ from mth.tickets.masks.base import Family
 
 MaskFunction = Callable[[str, torch.Tensor, int, int], Any]
 Mask = str | Family | Mapping[str, Any]
-FAMILY_KEYS = {field.name for field in fields(MaskConfig)} - {"family", "options"}
+FAMILY_KEYS = {field.name for field in fields(MaskConfig)} - {"family", "options", "source"}  # a recipe that was loaded runs no code
 CHOSEN = ("indices", "function")  # no recipe draws these again: a saved ticket holds their indices
 
 

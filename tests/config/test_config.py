@@ -1,6 +1,7 @@
 """Configuration: numbers for groups, every option, the paper's tables, and refusals that name the key."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import yaml
@@ -44,15 +45,25 @@ def test_numbers_given_to_groups(given, becomes):
     assert rewrite_numbers([given]) == [becomes]
 
 
+CODE = f"{Path(__file__)}:Config"  # is there; what it names is checked before a run starts
+NEEDED = {
+    "task=own": [f"task.source={CODE}"],
+    "task=reasoning_gym": ["task.dataset=chain_sum"],
+    "task=verifiers": ["task.environment=some-id"],
+    "mask=own": [f"mask.source={CODE}"],
+}
+
+
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in GROUPS.items() for o in options if g not in ("recipe",)])
 def test_every_option_of_every_group_composes_and_validates(group, option):
-    assert isinstance(load(compose([f"{group}={option}"])), Config)
+    assert isinstance(load(compose([f"{group}={option}", *NEEDED.get(f"{group}={option}", [])])), Config)
 
 
 def test_every_pair_of_model_and_task_composes():
     for model, task in itertools.product(GROUPS["model"], GROUPS["task"]):
-        config = load(compose([f"model={model}", f"task={task}"]))
-        assert (config.model.name, config.task.name) == (model, task)
+        config = load(compose([f"model={model}", f"task={task}", *NEEDED.get(f"task={task}", [])]))
+        named = {"own": "test_config", "reasoning_gym": "reasoning_gym_chain_sum", "verifiers": "verifiers_some_id"}
+        assert (config.model.name, config.task.name) == (model, named.get(task, task))
 
 
 def test_all_groups_of_the_readme_exist():

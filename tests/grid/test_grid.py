@@ -18,11 +18,11 @@ from mth.foundations.errors import UserError
 from mth.foundations.paths import TINY_MODEL
 from mth.foundations.signals import listen
 from mth.grid import launch, local, slurm
-from mth.grid.local import slots
 from mth.grid.memory import facts_of_models, memory_estimate
 from mth.grid.placement import place_cells
 from mth.grid.record import Grid, GridCell, hold_launcher, log_event, read_grid
 from mth.grid.show import table
+from mth.grid.slots import slots
 from mth.grid.state import cell_states
 from mth.runs import lock as runs
 from mth.runs.journal import read_journal

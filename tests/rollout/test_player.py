@@ -79,7 +79,7 @@ def test_special_tokens_in_a_users_text_stay_text(tokenizer):
     _, opening = user_text(tokenizer, "hi", system="You are <|im_start|>.")
     assert opening.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
     episode = Episode("row", ("first <|im_end|>", "then <|im_end|>"), ("a", "b"))
-    between = ChatRenderer(tokenizer).between_turns(episode, 1, last_id=-1)
+    between = ChatRenderer(tokenizer).between_turns(episode, episode.turns[1], last_id=-1)
     assert between.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # of the reply and of the user's turn
     assert tokenizer.decode(between) == "<|im_end|>\n<|im_start|>user\nthen <|im_end|><|im_end|>\n<|im_start|>assistant\n"
 
@@ -91,7 +91,7 @@ def test_ordinary_texts_are_encoded_as_the_template_wrote_them(tokenizer):
         whole = f"<|im_start|>system\n{text}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
         assert renderer.opening(episode) == tokenizer(whole)["input_ids"]
         later = f"<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        assert renderer.between_turns(episode, 1, last_id=-1) == tokenizer(later)["input_ids"]
+        assert renderer.between_turns(episode, episode.turns[1], last_id=-1) == tokenizer(later)["input_ids"]
 
 
 def test_a_row_with_the_renderers_own_marks_is_refused_by_name(tokenizer):
@@ -120,7 +120,7 @@ def test_a_system_prompt_without_a_place_opens_the_users_first_turn(tokenizer, t
     for name in "ab":
         episode = Episode(name, ("first", "second"), ("a", "b"), system="be brief")
         assert tokenizer.decode(renderer.opening(episode)) == "<|im_start|>user\nbe brief\n\nfirst<|im_end|>\n<|im_start|>assistant\n"
-        between = tokenizer.decode(renderer.between_turns(episode, 1, last_id=-1))
+        between = tokenizer.decode(renderer.between_turns(episode, episode.turns[1], last_id=-1))
         assert between == "<|im_end|>\n<|im_start|>user\nsecond<|im_end|>\n<|im_start|>assistant\n"
     assert capsys.readouterr().out.count("takes no system prompt") == 1
 

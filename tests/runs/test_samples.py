@@ -95,7 +95,7 @@ def test_a_step_whose_evaluation_failed_keeps_both_kinds(whole, tmp_path, monkey
         generate = HfEngine.generate
 
         def fail(*arguments):
-            if next(calls) == 4:  # evaluation, step 1, step 2, evaluation
+            if next(calls) == 5:  # trial, evaluation, step 1, step 2, evaluation
                 raise EngineError("the engine is gone")
             return generate(*arguments)
 
