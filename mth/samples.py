@@ -8,7 +8,6 @@ written out, as \\x1b.
 import argparse
 import os
 import sys
-import unicodedata
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mth.config.cli import one_line_errors
 from mth.foundations.errors import require
+from mth.foundations.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from mth.runs.samples import Sample
 
 PIPE_WIDTH = 160  # columns of a comparison where there is no terminal
-HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of characters that a terminal does not show, or obeys
-
-
-def visible(text: str) -> str:
-    """The text with every character written out that a terminal obeys or hides, but for line breaks."""
-    return "".join(_written(each) if unicodedata.category(each) in HIDDEN and each != "\n" else each for each in text)
-
-
-def _written(each: str) -> str:
-    return each.encode("unicode_escape").decode()
 
 
 def folders_of(path: Path) -> dict[str, Path]:
@@ -71,6 +61,7 @@ def worth(sample: "Sample") -> "list[Text]":
     more = [f"{visible(name)} {value:.3g}" for name, value in sample.scores.items() if name != "reward"]
     more += [f"advantage {sample.advantage:+.3f}"] if sample.advantage is not None else []
     more += [f"logprob {sample.logprob:.3f}"] if sample.logprob is not None else []
+    more += [f"entropy {sample.entropy:.3f}"] if sample.entropy is not None else []
     style = "bold green" if sample.reward >= 1 else "bold red" if sample.reward <= 0 else "bold yellow"
     facts = Text(", ".join([f"{sample.tokens} tokens", *more]), "dim")
     return [Text(f"reward {sample.reward:.3f}", style), Text(sample.stop, "red" if sample.stop == "cut" else "dim"), facts]

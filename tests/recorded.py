@@ -9,10 +9,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from mth.analysis.sources import read_run, run_folders
+from mth.analysis.sources import read_run
 from mth.config.stored import to_plain
 from mth.foundations.files import read_json
 from mth.runs.folder import RunFolder
+from mth.runs.search import run_folders
 
 FILE = Path(__file__).parent / "data" / "recorded_runs.json"
 KEPT = ("eval/", "reward/mean", "entropy", "grad_norm")

@@ -106,9 +106,8 @@ def test_results_of_another_step_are_not_in_the_card(run, tmp_path):
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
     path = tmp_path / "other" / "checkpoints" / "step_000003.safetensors"
     path.write_bytes(checkpoint_path(folder, 3).read_bytes())
-    RunFolder(tmp_path / "other").write_summary(
-        Summary(status="finished", steps=8, base={"arithmetic": {"reward": 0.1, "reward_error": 0.1}})
-    )
+    results = {"arithmetic": {"reward": 0.1, "reward_error": 0.1}}
+    RunFolder(tmp_path / "other").write_summary(Summary(status="finished", steps=8, base=results, final=results))
     export(path, tmp_path / "out", "ticket")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Training" in card and "## Results" not in card

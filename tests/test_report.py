@@ -8,15 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mth.analysis.needs import need
-from mth.analysis.output import markdown
+from mth.analysis.output import markdown, texts
 from mth.analysis.page import report
 from mth.analysis.rates import best_rates, selection_score
+from mth.analysis.settings import read_settings, read_table
 from mth.analysis.sources import read_folder
 from mth.config.cells import cells_of
 from mth.config.identity import identity
@@ -60,6 +62,13 @@ def test_every_figure_and_table_is_there_in_every_format(made):
 def test_the_page_is_self_contained_and_says_what_was_run(made, runs):
     page = (made / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(FIGURES)
+    order = [page.index(text) for text in ("Full training gains", 'id="setting0"', 'id="curves-by-setting"', 'id="runs"', 'id="missing"')]
+    assert order == sorted(order)  # the answer, the figures, the runs, and then what is missing or collapsed
+    assert page.index("collapsed: mean reward") > order[-1]
+    gaps = re.findall(r'<div class="missing">(.*?)</div>', page, re.DOTALL)
+    assert len(gaps) == len(set(gaps)) > 0
+    for anchor in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{anchor}"' in page, anchor
     assert not re.search(r"(src|href)=\"(https?:|//)", page)
     for run in read_folder(runs).runs:
         assert f"{run.name} ({run.status}, commit {run.commit})" in page
@@ -231,16 +240,23 @@ def test_forgetting_is_the_change_of_the_task_that_was_not_trained(few, tmp_path
     assert (made / "forgetting.png").stat().st_size > 50
 
 
-def test_a_report_is_a_source_that_gives_the_same_report(made, tmp_path):
-    """Its frame, two files, gives every table again; only gradients are not in it."""
-    for name in ("runs.jsonl", "points.parquet"):
+def test_a_report_is_a_source_that_gives_the_same_report(made, tmp_path, monkeypatch):
+    """Its frame, a few files, gives every table and figure again, those of gradients too. It needs neither gradients nor models."""
+    for name in ("runs.jsonl", "points.parquet", "gradients.parquet", "shapes.json"):
         shutil.copy(made / name, tmp_path)
+    monkeypatch.setattr("mth.models.shapes.model_files", lambda config: pytest.fail("the model was read"))
     again = report([str(tmp_path)], tmp_path / "again", None, "pass_at_1", False).parent
-    tables = {path.name for path in made.glob("*.csv")} - {"spectrum.csv", "eigenvalues.csv", "theory.csv", "eigenvectors.csv"}
-    assert {path.name for path in again.glob("*.csv")} == tables >= {"masks.csv", "sparsity.csv", "structured.csv", "learning_rates.csv"}
-    for name in tables:
-        assert (again / name).read_text() == (made / name).read_text(), name
-    assert (again / "runs.jsonl").read_text() == (made / "runs.jsonl").read_text()
+    files = {path.name for path in made.iterdir() if path.suffix in (".csv", ".md", ".png", ".jsonl", ".json")}
+    assert files >= {f"{name}.png" for name in FIGURES} | {
+        "overlap.csv",
+        "memory.csv",
+        "eigenvalues.csv",
+        "eigenvectors.csv",
+        "settings.csv",
+    }
+    assert {path.name for path in again.iterdir()} >= files
+    for name in files:
+        assert (again / name).read_bytes() == (made / name).read_bytes(), name
     (tmp_path / "runs.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="is no frame of a report"):
         report([str(tmp_path)], None, None, "pass_at_1", False)
@@ -267,17 +283,83 @@ def test_command_line(tmp_path):
         assert line in result.stderr
 
 
+def test_a_run_with_a_page_of_its_own_is_linked_and_every_name_is_text(few):
+    strange = few / "<img src=x onerror=alert(1)>"
+    (few / "fig5_6").rename(strange)
+    (strange / "5-s99.0-m0/page.html").write_text("a page")
+    page = report([str(few)], None, None, "pass_at_1", False).read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;/0-s0.0-m0" in page
+    (link,) = re.findall(r'<td class="run"><a href="([^"]+)">', page)
+    assert (few / "report" / unquote(link)).resolve() == (strange / "5-s99.0-m0/page.html").resolve()
+
+
+def test_the_numbers_of_a_column_have_the_same_decimals():
+    table = pd.DataFrame(
+        {
+            "mean": [0.9, 0.8125, 0.0123456],
+            "lr": [1e-4, 0.03, 1.0],
+            "size": [1234.5, 0.25, float("nan")],
+            "wide": [1e-6, 2.0, 0.5],
+            "runs": [5.0, 20.0, 1.0],
+        }
+    )
+    assert texts(table).to_dict("list") == {
+        "mean": ["0.9000", "0.8125", "0.0123"],
+        "lr": ["0.0001", "0.03", "1"],
+        "size": ["1,234.50", "0.25", ""],
+        "wide": ["1e-06", "2", "0.5"],
+        "runs": ["5", "20", "1"],
+    }
+
+
 def test_markdown_is_a_table():
     text = markdown(pd.DataFrame({"a": [1, 15_436_967], "b": [0.5, float("nan")], "c": ["x|y", None]}))
     assert text.splitlines() == ["| a | b | c |", "| --- | --- | --- |", "| 1 | 0.5 | x\\|y |", "| 15,436,967 |  |  |"]
 
 
+@pytest.fixture(scope="module")
+def several(runs, tmp_path_factory):
+    """The report of a folder that holds two models, each on a task of its own; one has gradients."""
+    folder = tmp_path_factory.mktemp("several")
+    pair = ("fig5_6/0-s0.0-m0", "fig5_6/5-s99.0-m0")
+    for name in (*pair, "fig4/0-s0.0-m0", "fig1/22-s99.0-m20", "fig7b/0-s0.0-m0", "fig7/0-s99.0-m0", "fig7/1-s99.0-m0"):
+        shutil.copytree(runs / name, folder / name)
+    changes = {"name: tiny": "name: qwen2.5-0.5b", "path: null": "path: Qwen/Qwen2.5-0.5B"}
+    changes |= {"name: arithmetic": "name: alphabet_sort", "- arithmetic": "- alphabet_sort"}
+    for run in pair:
+        path = shutil.copytree(runs / run, folder / "other" / run)
+        text = (path / "config.yaml").read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new, 1)
+        (path / "config.yaml").write_text(text)
+        (path / "journal.jsonl").write_text((path / "journal.jsonl").read_text().replace("eval/arithmetic", "eval/alphabet_sort"))
+    return report([str(folder)], None, None, "pass_at_1", False).parent
+
+
+def test_a_folder_of_several_settings_has_an_answer_and_tables_for_each(several):
+    page = (several / "index.html").read_text()
+    titles = read_settings(several)["setting"].unique()
+    assert len(titles) == 2
+    for title in titles:
+        assert page.count(title) >= 3  # its answers, its section, its entry in the contents
+    assert page.count("The one random mask at 99") >= 2
+    table = read_table(several, "sparsity")
+    assert list(table["setting"].unique()) == list(titles)
+    assert set(table["task"]) == {"arithmetic", "alphabet_sort"}
+    with pytest.raises(UserError, match=r"has no charm\.csv"):
+        read_table(several, "charm")
+    with pytest.raises(UserError, match=r"has no settings\.csv"):
+        read_table(several.parent, "masks")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_on_a_report(path, made, tmp_path, monkeypatch):
+def test_notebooks_run_on_a_report_of_several_settings(path, several, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("MTH_REPORT", str(made))
+    monkeypatch.setenv("MTH_REPORT", str(several))
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mth.config.schema import Config
 from mth.foundations.errors import UserError
@@ -12,12 +15,26 @@ from mth.runs.journal import Entry
 from mth.runs.summary import Summary
 
 
+@dataclass(frozen=True)
+class KeptSpectrum:
+    """What the figures need of a run's gradients, without the gradients: the header, steps [T], Gram matrix [T, T], and `theory.json`.
+
+    theory: empty if it was not computed.
+    """
+
+    header: dict[str, Any]
+    steps: list[int]
+    gram: np.ndarray
+    theory: dict[str, Any]
+
+
 @dataclass
 class Run:
     """One run.
 
     status: finished, collapsed, failed, interrupted, running, or unfinished (ended without a summary). entries: metrics by step.
-    path: its folder, if it has one here. changed: time of the journal's last change, in seconds since 1970.
+    path: its folder, if it has one here. changed: time of the journal's last change, in seconds since 1970. spectrum: what a
+    frame kept. shapes: of the model's parameters, once a figure has read them or from a frame.
     """
 
     name: str
@@ -30,6 +47,8 @@ class Run:
     entries: list[Entry]
     path: Path | None = None
     changed: float = 0.0
+    spectrum: KeptSpectrum | None = None
+    shapes: dict[str, tuple[int, ...]] | None = None
 
     @property
     def done(self) -> bool:

@@ -1,12 +1,12 @@
 """The Gram matrix of a run's collected gradients, computed block by block and kept beside them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mth.analysis.collection import Run
+from mth.analysis.collection import KeptSpectrum, Run
 from mth.analysis.needs import Need
 from mth.config.choices import Collect
 from mth.foundations.errors import UserError
@@ -53,13 +53,16 @@ def stored_gram(run_dir: Path) -> tuple[dict[str, Any], list[int], np.ndarray]:
 
 @dataclass(frozen=True)
 class RunGradients:
-    """The gradients of a run. header: `collection.json`. steps [T]: those that have a gradient. gram [T, T]: their Gram matrix."""
+    """The gradients of a run. header: `collection.json`. steps [T]: those that have a gradient. gram [T, T]: their Gram matrix.
+
+    kept_theory: of a run read from a frame, which has no gradients; empty if the frame has none.
+    """
 
     run: Run
-    folder: Path
     header: dict[str, Any]
     steps: list[int]
     gram: np.ndarray
+    kept_theory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -72,13 +75,29 @@ def gradients_of(needed: Need) -> RunGradients:
 
     Raises UserError if no run has gradients, or if a folder has gradients of another run.
     """
-    collected = [run for run in needed.runs if run.path is not None and run.config.spectrum.mode is not Collect.none]
+    there = [run for run in needed.runs if run.path is not None or run.spectrum is not None]
+    collected = [run for run in there if run.config.spectrum.mode is not Collect.none]
     run = max(collected, key=lambda run: (run.done, run.config.spectrum.mode is Collect.exact), default=None)
-    if run is None or run.path is None:
+    if run is None:
         raise UserError("no run has gradients")
+    if run.path is None:
+        kept = run.spectrum
+        assert kept is not None
+        return RunGradients(run, kept.header, kept.steps, kept.gram, kept.theory)
     header, steps, gram = stored_gram(run.path)
     _check_header(run, header)
-    return RunGradients(run, run.path, header, steps, gram)
+    return RunGradients(run, header, steps, gram)
+
+
+def kept_spectrum(run: Run) -> KeptSpectrum | None:
+    """What a frame keeps of a run's gradients; None if no figure has read them."""
+    if run.path is None:
+        return run.spectrum
+    folder = RunFolder(run.path).gradients
+    saved = read_json(folder / "gram.json")
+    if not saved:
+        return None
+    return KeptSpectrum(read_header(folder), saved["steps"], np.array(saved["gram"]), read_json(folder / "theory.json") or {})
 
 
 def _check_header(run: Run, header: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mth.analysis.figures.base import Item
+from mth.analysis.figures.base import UNROUNDED, Item
+from mth.foundations.statistics import plus_minus
+
+SIGNIFICANT = 4  # digits of the largest number of a column
+SPAN = 1e5  # largest to smallest number of a column, above which it has no common decimals
 
 
 def write_item(item: Item, out: Path, prefix: str = "") -> dict[str, Any]:
@@ -31,17 +37,21 @@ def write_item(item: Item, out: Path, prefix: str = "") -> dict[str, Any]:
     for extra, data in item.data.items():
         data.to_csv(out / f"{prefix}{extra}.csv", index=False)
         files.append(f"{prefix}{extra}.csv")
-    missing = ""
+    gaps = []
     if item.need is not None and item.need.missing:
-        missing = f"{item.need.missing} of the {len(item.need.cells)} runs of {item.need.experiment} are missing. What is finished is not run again:"
+        missing, cells = item.need.missing, len(item.need.cells)
+        which = f"{missing} of the {cells} runs" if cells > 1 else "The run"
+        text = f"{which} of {item.need.experiment} {'is' if missing == 1 else 'are'} missing. What is finished is not run again:"
+        gaps.append({"title": item.title, "text": text, "command": item.need.command})
+    if item.advice[1]:
+        gaps.append({"title": item.title, "text": item.advice[0], "command": "\n".join(item.advice[1])})
     return {
+        "slug": item.slug,
         "title": item.title,
         "caption": item.caption,
         "image": image,
         "html": "" if item.table is None else html(item.table),
-        "missing": missing,
-        "command": item.need.command if item.need else "",
-        "advice": item.advice,
+        "gaps": gaps,
         "files": files,
     }
 
@@ -64,13 +74,51 @@ def cell_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def result_text(result: tuple[float, float]) -> str:
+    """A result and its standard error, which may be NaN, as `0.855 ± 0.022`."""
+    value, error = result
+    return plus_minus(value, None if math.isnan(error) else error)
+
+
+def unbroken(text: str) -> str:
+    """A sentence whose numbers no line break parts from their errors and units."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's cells as text. The numbers of a column have the same decimals, except for labels such as a learning rate."""
+    return pd.DataFrame({name: _column_texts(str(name), table[name].astype(object).tolist()) for name in table.columns})
+
+
+def _column_texts(name: str, values: list[Any]) -> list[str]:
+    numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
+    digits = None if name in UNROUNDED else _decimals(numbers)
+    if digits is None:
+        return [cell_text(value) for value in values]
+    return [f"{value:,.{digits}f}" if isinstance(value, float) and math.isfinite(value) else cell_text(value) for value in values]
+
+
+def _decimals(numbers: Sequence[float]) -> int | None:
+    """Decimals that all numbers of a column get: as many as one needs, but no more than show SIGNIFICANT digits of the largest and two of the
+    smallest.
+
+    None if the numbers are of very different sizes.
+    """
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or max(sizes) > SPAN * min(sizes):
+        return None if sizes else 0
+    needed = max(len(f"{size:.6g}".partition(".")[2]) if size < 1e6 else 0 for size in sizes)
+    wanted = max(SIGNIFICANT - 1 - math.floor(math.log10(max(sizes))), 1 - math.floor(math.log10(min(sizes))))
+    return max(0, min(needed, wanted))
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table in GitHub's Markdown."""
     rows = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    rows += [[cell_text(value).replace("|", "\\|") for value in row] for row in table.astype(object).itertuples(index=False)]
+    rows += [[value.replace("|", "\\|") for value in row] for row in texts(table).itertuples(index=False)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def html(table: pd.DataFrame) -> str:
     """A table in HTML."""
-    return str(table.astype(object).map(cell_text).to_html(index=False, border=0))
+    return str(texts(table).to_html(index=False, border=0))

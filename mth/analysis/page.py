@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,29 @@ import jinja2
 import pandas as pd
 
 from mth.analysis.aggregate import run_table, tidy_frame
+from mth.analysis.answers import RULE, answers
 from mth.analysis.collection import Collection, Run
 from mth.analysis.errors import error
 from mth.analysis.figures import figures
-from mth.analysis.figures.base import FigureSpec, Item, Setting
+from mth.analysis.figures.base import FigureSpec, Item, Setting, metric_name
 from mth.analysis.frame import write_frame
-from mth.analysis.needs import setting_key
-from mth.analysis.output import html, write_item
+from mth.analysis.levels import levels
+from mth.analysis.matrix import matrices
+from mth.analysis.needs import TRAIN_SEED, VARIED, setting_key
+from mth.analysis.output import result_text, unbroken, write_item
+from mth.analysis.run_rows import curves_of, run_table_of
+from mth.analysis.settings import write_settings
 from mth.analysis.sources import is_folder, read_sources
 from mth.analysis.tables import PAPER_TABLES
-from mth.config.stored import to_yaml
+from mth.config.identity import identity_keys
+from mth.config.stored import flat, to_yaml
 from mth.foundations.errors import UserError, first_line, require
 from mth.foundations.paths import PACKAGE
 from mth.foundations.progress import Bar
 from mth.foundations.provenance import code_version
 from mth.runs.metrics import PASS_AT_1, eval_metric
 
-TEMPLATE = PACKAGE / "analysis" / "report.html.j2"
+TEMPLATES = PACKAGE / "analysis" / "web"
 
 
 def report(
@@ -48,19 +55,20 @@ def report(
     _require_metric(done, metric)
     out = out or (Path(sources[0]) / "report" if is_folder(sources[0]) else Path(f"report-{sources[0]}"))
     out.mkdir(parents=True, exist_ok=True)
-    sections = result_sections(collection.runs, metric, out) + ([paper_section(out)] if paper_tables else [])
+    settings = settings_of(collection.runs, metric)
+    sections = result_sections(settings, out) + across_sections(settings, out) + ([paper_section(out)] if paper_tables else [])
+    write_settings(settings, out)
     tidy = tidy_frame(collection.runs)
     write_frame(collection.runs, tidy, out)
-    table = runs_with_results(collection.runs, tidy, metric)
-    table.to_csv(out / "runs.csv", index=False)
-    problems = problems_of(collection)
+    runs_with_results(collection.runs, tidy, metric).to_csv(out / "runs.csv", index=False)
     page = out / "index.html"
-    page.write_text(_render(collection, sections, table, problems))
-    for line in problems:
+    page.write_text(render(collection, settings, sections, out))
+    for line in problems_of(collection):
         print(f"note: {line}", file=sys.stderr)
     for section in sections:
-        for absent in section["absent"]:
-            print(f"not shown: {absent['text']}{' ' + absent['command'] if absent['command'] else ''}", file=sys.stderr)
+        for gap in section["missing"]:
+            if gap["title"] == "":
+                print(f"not shown: {gap['text']}{' ' + gap['command'] if gap['command'] else ''}", file=sys.stderr)
     return page
 
 
@@ -88,24 +96,44 @@ def problems_of(collection: Collection) -> list[str]:
 
 
 def settings_of(runs: Sequence[Run], metric: str) -> list[Setting]:
-    """Groups runs that differ only in what the experiments vary; the largest group comes first."""
+    """Groups runs that differ only in what the experiments vary; the largest group comes first. No two settings have the same title."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(setting_key(run.config), []).append(run)
-    return [Setting(group, metric) for group in sorted(groups.values(), key=lambda group: -len(group))]
+    settings = [Setting(group, metric) for group in sorted(groups.values(), key=lambda group: -len(group))]
+    alike: dict[str, list[Setting]] = {}
+    for setting in settings:
+        alike.setdefault(setting.title, []).append(setting)
+    return [replace(setting, note=_difference(setting, alike[setting.title])) for setting in settings]
 
 
-def result_sections(runs: Sequence[Run], metric: str, out: Path) -> list[dict[str, Any]]:
-    """One section per setting, as the template needs it; writes the files of its figures."""
-    settings = settings_of(runs, metric)
+def _difference(setting: Setting, others: Sequence[Setting]) -> str:
+    """The settings of `setting` that differ among `others`, which it is one of; "" if it is the only one."""
+    keys = [flat(identity_keys(each.config)) for each in others]
+    own = flat(identity_keys(setting.config))
+    names = sorted({name for each in keys for name in each if name != TRAIN_SEED and name.split(".")[0] not in VARIED})
+    return ", ".join(f"{name}={own.get(name)}" for name in names if len({str(each.get(name)) for each in keys}) > 1)
+
+
+def result_sections(settings: Sequence[Setting], out: Path) -> list[dict[str, Any]]:
+    """One section per setting, as the template needs it; writes the files of its figures.
+
+    answers: sentences with the anchor of a figure. shown: figures. missing: texts with commands.
+    """
     sections = []
     for number, setting in enumerate(settings):
         prefix = f"{number + 1}_" if len(settings) > 1 else ""
-        section: dict[str, Any] = {"title": setting.title, "anchor": f"setting{number}", "shown": [], "absent": []}
+        section: dict[str, Any] = {"title": setting.title, "anchor": f"setting{number}", "shown": [], "missing": []}
         for figure in figures():
             shown, absent = figure_parts(figure, setting, out, prefix)
             section["shown"] += shown
-            section["absent"] += absent
+            section["missing"] += [gap for item in shown for gap in item["gaps"]] + absent
+        section["missing"] = list({(gap["text"], gap["command"]): gap for gap in section["missing"]}.values())  # figures share experiments
+        there = [item["slug"] for item in section["shown"]]
+        section["answers"] = [
+            {"text": each.text, "anchor": next((f"setting{number}-{name}" for name in each.figures if name in there), "")}
+            for each in answers(levels(setting), metric_name(setting.metric))
+        ]
         sections.append(section)
     return sections
 
@@ -118,9 +146,16 @@ def figure_parts(figure: FigureSpec, setting: Setting, out: Path, prefix: str) -
         command = needed.command
         return [write_item(item, out, prefix) for item in figure.make(setting, needed)], []
     except UserError as error:
-        return [], [{"text": f"{name}: {error}.", "command": command}]
+        return [], [{"title": "", "text": f"{name}: {error}.", "command": command}]
     except Exception as error:
-        return [], [{"text": f"{name}: could not be made ({type(error).__name__}: {first_line(error)})", "command": ""}]
+        text = f"{name}: could not be made ({type(error).__name__}: {first_line(error)})"
+        return [], [{"title": "", "text": text, "command": ""}]
+
+
+def across_sections(settings: Sequence[Setting], out: Path) -> list[dict[str, Any]]:
+    """The section with what no single setting shows, if there is any; writes its files."""
+    shown = [write_item(item, out) for item in matrices(settings)]
+    return [{"title": "Across tasks", "anchor": "across", "shown": shown, "missing": [], "answers": []}] if shown else []
 
 
 def paper_section(out: Path) -> dict[str, Any]:
@@ -130,7 +165,7 @@ def paper_section(out: Path) -> dict[str, Any]:
         table, tensors = each.make()
         data = {} if tensors is None else {f"{each.slug}_tensors": tensors}
         shown.append(write_item(Item(each.slug, each.title, each.caption, table=table, data=data), out))
-    return {"title": "The paper's models: Tables 2, 3 and 5", "anchor": "paper", "shown": shown, "absent": []}
+    return {"title": "The paper's models: Tables 2, 3 and 5", "anchor": "paper", "shown": shown, "missing": [], "answers": []}
 
 
 def runs_with_results(runs: Sequence[Run], tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -146,20 +181,29 @@ def runs_with_results(runs: Sequence[Run], tidy: pd.DataFrame, metric: str) -> p
     return table
 
 
-def _render(collection: Collection, sections: list[dict[str, Any]], table: pd.DataFrame, problems: list[str]) -> str:
+def render(collection: Collection, settings: Sequence[Setting], sections: list[dict[str, Any]], out: Path) -> str:
+    """The page. sections: what `result_sections` returns, and more of the kind. out: the folder of the page."""
     version = code_version()
-    configs = [{"name": run.name, "status": run.status, "commit": run.commit, "text": to_yaml(run.config)} for run in collection.runs]
-    return (
-        jinja2.Environment(autoescape=True)
-        .from_string(TEMPLATE.read_text())
-        .render(
-            source=collection.source,
-            counts=_status_counts(collection.runs),
-            date=time.strftime("%Y-%m-%d %H:%M"),
-            version=f"{version['release']}, commit {(version['commit'] or 'unknown')[:12]}{' (changed)' if version['dirty'] else ''}",
-            problems=problems,
-            sections=sections,
-            runs_html=html(table),
-            configs=configs,
-        )
+    runs = [run for setting in settings for run in setting.runs]
+    configs = [{"name": run.name, "status": run.status, "commit": run.commit, "text": to_yaml(run.config)} for run in runs]
+    metric, problems = settings[0].metric, problems_of(collection)
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters |= {"result": result_text, "unbroken": unbroken}
+    template = environment.from_string((TEMPLATES / "report.html.j2").read_text())
+    return template.render(
+        source=collection.source,
+        counts=_status_counts(collection.runs),
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        version=f"{version['release']}, commit {(version['commit'] or 'unknown')[:12]}{' (changed)' if version['dirty'] else ''}",
+        metric=metric_name(metric),
+        rule=RULE,
+        problems=problems,
+        gaps=bool(problems) or any(section["missing"] for section in sections),
+        settings=len(settings),
+        sections=sections,
+        table=run_table_of(settings, metric, out),
+        curves=curves_of(settings, metric),
+        configs=configs,
+        css=(TEMPLATES / "report.css").read_text(),
+        script=(TEMPLATES / "report.js").read_text(),
     )

@@ -18,16 +18,16 @@ def selection_score(run: Run) -> float:
 
 
 def best_rates(runs: Sequence[Run]) -> dict[float, float]:
-    """Sparsity -> learning rate with the highest mean `selection_score` over the mask seeds that all rates of the level have.
+    """Sparsity -> learning rate with the highest mean `selection_score` over the seeds, of mask and training, that all rates of the level have.
 
     Among equal scores, as where nothing learns, the rate with more masks wins, then the lower rate.
     """
     chosen = {}
     for percent in sorted({run.sparsity for run in runs}):
-        by_rate: dict[float, dict[int, float]] = {}
+        by_rate: dict[float, dict[tuple[int, int], float]] = {}
         for run in runs:
             if run.sparsity == percent:
-                by_rate.setdefault(run.lr, {})[run.config.mask_seed] = selection_score(run)
+                by_rate.setdefault(run.lr, {})[run.config.mask_seed, run.config.seed.train] = selection_score(run)
         common = set.intersection(*map(set, by_rate.values()))
         score = {rate: np.mean([value for seed, value in seeds.items() if seed in common or not common]) for rate, seeds in by_rate.items()}
         chosen[percent] = max(score, key=lambda rate: (np.nan_to_num(score[rate], nan=-1.0), len(by_rate[rate]), -rate))

@@ -1,9 +1,8 @@
 """Reads runs from run folders, from frames and from MLflow. A run that cannot be read becomes a line in `Collection.problems`."""
 
 import math
-import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from mth.runs.folder import RunFolder
 from mth.runs.journal import Entry, damaged_lines, read_journal
 from mth.runs.lock import is_locked
 from mth.runs.mlflow import default_uri, mlflow_client
+from mth.runs.search import run_folders
 from mth.runs.summary import Summary
 
 LOCK_TIMEOUT_S = 10.0  # for an sqlite store that another process has locked
 REASON_LENGTH = 160  # most characters of an error's message in a line about a run
-SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "samples", "report", "mlartifacts"}
 
 
 def read_sources(sources: Sequence[str], uri: str | None) -> Collection:
@@ -64,15 +63,6 @@ def read_folder(folder: Path) -> Collection:
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path}: cannot be read ({first_line(error, REASON_LENGTH)})")
     return without_repeats(Collection(str(folder), runs, problems))
-
-
-def run_folders(folder: Path) -> Iterator[Path]:
-    """Run folders at or below `folder`, in order. Does not look into frozen code, checkpoints and reports."""
-    for place, inner, files in os.walk(folder):
-        inner[:] = sorted(name for name in inner if name not in SKIPPED_FOLDERS)
-        run = RunFolder(Path(place))
-        if run.config_file.name in files and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files):
-            yield run.path
 
 
 def read_run(path: Path, root: Path) -> Run:

@@ -69,7 +69,7 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config", own: bool
 
     A path that starts with `~/` becomes absolute. Values are read as they are meant, see `typed_values`. Adds the task of a model, see
     `with_task`. Raises UserError for a list given to a group, and for several experiments, because each has a sweep of its own. config_name:
-    config for `mth.train`, pretrain for `mth.pretrain`, which has no groups. own: see `with_own`.
+    config for `mth.train`, pretrain for `mth.pretrain`, which has no groups. own: see `with_own`; without it a group may have any name.
     """
     result = []
     for override in overrides:
@@ -82,7 +82,7 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config", own: bool
             continue
         value = without_percent(key, _HOME.sub(os.path.expanduser("~"), value))
         if config_name == "config" and key in groups():
-            value = _choice(key, value)
+            value = _choice(key, value, own)
             key = NUMBER_GROUPS[key] if key in NUMBER_GROUPS and _NUMBERS.fullmatch(value) else key
         else:
             require(key not in groups(), f"{key}=: Hydra takes it for a group of mth.train; set it in conf/{config_name}.yaml")
@@ -91,13 +91,13 @@ def rewrite_numbers(overrides: list[str], config_name: str = "config", own: bool
     return with_task(with_own(result, choose=own)) if config_name == "config" else result
 
 
-def _choice(group: str, value: str) -> str:
+def _choice(group: str, value: str, check: bool) -> str:
     """The value of a group. Raises UserError if it has none of the meanings that a group's value can have."""
     if value.startswith("["):
         raise UserError(f"{group}={value}: {group}= takes one value; for a grid write {group}={value.strip('[]')} with -m")
     require(group != "experiment" or "," not in value, f"experiment={value}: a grid takes one experiment; give one command for each")
     words = group not in NUMBER_GROUPS or value.startswith("glob(") or re.fullmatch(r"[A-Za-z0-9_.]+", value)
-    return value if not words or _NUMBERS.fullmatch(value) else option(group, value, numbers=group in NUMBER_GROUPS)
+    return value if not (words and check) or _NUMBERS.fullmatch(value) else option(group, value, numbers=group in NUMBER_GROUPS)
 
 
 def with_task(overrides: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Configurations as plain data: from Hydra, to and from JSON-able data, to and from YAML files."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -92,6 +94,24 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return result
+
+
+def nested(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`, but for sections that hold nothing."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        *parents, last = key.split(".")
+        place = result
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return result
+
+
+def no_such_key(key: str, known: Iterable[str]) -> str:
+    """One line for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"{key}: there is no such key; {f'did you mean {near[0]}?' if near else '--help lists all keys'}"
 
 
 def to_yaml(config: Config) -> str:

@@ -26,7 +26,8 @@ class Sample:
     kind: eval or train. uid: of the episode. reply: index among the replies to this prompt. prompt: as the model read it, special tokens
     visible. turns: the model's reply, the user's next turn, the model's reply, ..., special tokens visible. stop: `stopped` if the model ended
     every reply, `cut` if one reached the token limit. tokens: sampled in all turns. scores: of the task. advantage: in training.
-    logprob: mean over the sampled tokens, in nats, as the engine reported it. truth: of the episode.
+    logprob: mean over the sampled tokens, in nats, as the engine reported it. truth: of the episode. entropy: of the policy, mean over the
+    sampled tokens, in nats; only in training, where the update computes it, and not in files of older versions.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Sample:
     advantage: float | None
     logprob: float | None
     truth: list[str]
+    entropy: float | None = None
 
 
 def sample_file(folder: Path, step: int) -> Path:
@@ -59,7 +61,9 @@ def _schema() -> Any:
     import pyarrow as pa
 
     types = {"step": pa.int32(), "reply": pa.int32(), "tokens": pa.int32()}
-    types |= dict.fromkeys(("reward", "advantage", "logprob"), pa.float64()) | dict.fromkeys(("turns", "truth"), pa.list_(pa.string()))
+    types |= dict.fromkeys(("reward", "advantage", "logprob", "entropy"), pa.float64()) | dict.fromkeys(
+        ("turns", "truth"), pa.list_(pa.string())
+    )
     return pa.schema([(each.name, types.get(each.name, pa.string())) for each in fields(Sample)])
 
 
@@ -82,9 +86,10 @@ def read_samples(path: Path) -> list[Sample]:
 
     schema = _schema()
     try:
-        table = (
-            pq.ParquetFile(io.BytesIO(path.read_bytes())).read(columns=schema.names, use_threads=False).select(schema.names).cast(schema)
-        )
+        table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read(columns=schema.names, use_threads=False)
+        if "entropy" not in table.column_names:
+            table = table.append_column("entropy", pa.nulls(len(table), pa.float64()))
+        table = table.select(schema.names).cast(schema)
         rows = [Sample(**row | {"scores": from_json(row["scores"])}) for row in table.to_pylist()]
         if any(row.kind not in KINDS or not isinstance(row.scores, dict) or row.turns is None or row.truth is None for row in rows):
             raise ValueError("it holds rows that are no samples")

@@ -1,6 +1,7 @@
 """Finds the folders of a configuration again: the same run, or a shorter one that is its beginning."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from mth.runs.samples import copy_samples
 # Compared as text before an identity is computed, which is slower.
 PREFILTER_KEYS = ("seed.train", "lr.value", "model.name", "task.name")
 MASK_KEYS = ("sparsity.percent", "mask_seed")  # of which a stored configuration may hold values without effect
+
+SKIPPED_FOLDERS = {"code", "checkpoints", "base", "spectrum", "samples", "report", "mlartifacts"}
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Run folders at or below `folder`, in order. Does not look into frozen code, checkpoints and reports."""
+    for place, inner, files in os.walk(folder):
+        inner[:] = sorted(name for name in inner if name not in SKIPPED_FOLDERS)
+        run = RunFolder(Path(place))
+        if run.config_file.name in files and {run.journal_file.name, run.record_file.name, run.summary_file.name} & set(files):
+            yield run.path
 
 
 def find_runs(roots: Iterable[Path], configs: Sequence[Config]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:

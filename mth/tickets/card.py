@@ -26,15 +26,16 @@ model = AutoModelForCausalLM.from_pretrained("{base}", dtype="{dtype}")
 model = PeftModel.from_pretrained(model, "{here}")""",
 }
 WHAT = {
-    "ticket": "the trained entries of",
-    "merged": "a model with the trained entries merged in, made from",
-    "peft": "the trained entries, as a SHiRA adapter of PEFT, of",
+    "ticket": "These are the trained entries of {base}.",
+    "merged": "This is {base} with the trained entries merged in.",
+    "peft": "These are the trained entries of {base}, as a SHiRA adapter of PEFT.",
 }
 
 
 def card(kind: str, header: Mapping[str, Any], here: str) -> str:
     """A README.md for a model hub. kind: one of KINDS. header: what `ticket.json` holds. here: hub id or folder, for the example."""
     base = header["base_model"] or "the base model"
+    dtype = "auto" if " " in header["dtype"] else header["dtype"]  # several
     front = [
         "library_name: " + {"ticket": "mth", "merged": "transformers", "peft": "peft"}[kind],
         "tags: [mth, sparse-rlvr, sparse-training]",
@@ -46,9 +47,9 @@ def card(kind: str, header: Mapping[str, Any], here: str) -> str:
     recipe |= {"trained": f"{active:,} of {total:,} parameters ({100 * active / total:.3g} %)"}
     recipe |= {"mask sha256": header["mask_sha256"], "base sha256": header["base_sha256"], "dtype of the base model": header["dtype"]}
     lines = ["---", *front, "---", "", f"{TITLE} {base}", ""]
-    lines += [f"This is {WHAT[kind]} {base}. All other entries are those of the base model, bit for bit.", ""]
+    lines += [f"{WHAT[kind].format(base=base)} All other entries are those of the base model, bit for bit.", ""]
     lines += _table("Recipe", recipe) + _table("Training", header.get("training") or {}) + _table("Results", header.get("results") or {})
-    lines += ["## Loading", "", "```python", LOADING[kind].format(base=base, dtype=header["dtype"], here=here), "```"]
+    lines += ["## Loading", "", "```python", LOADING[kind].format(base=base, dtype=dtype, here=here), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, groupby
 
@@ -21,7 +21,9 @@ MAX_ATTENDED_PAIRS = 2**25  # entries of the attention masks of one micro-batch,
 
 @dataclass
 class MicroBatch:
-    """ids, loss_mask [B, T], padded on the right. layout: set if rows hold several rollouts. The rest [N]: one entry per sampled token, row by row."""
+    """ids, loss_mask [B, T], padded on the right. layout: set if rows hold several rollouts. rollout_logprobs, advantages, ref_logprobs [N]: one entry
+    per sampled token, row by row. members: indices of the rollouts, row by row. entropies: of the sampled tokens, in chunks; the update adds them.
+    """
 
     ids: torch.Tensor
     loss_mask: torch.Tensor
@@ -29,6 +31,8 @@ class MicroBatch:
     advantages: torch.Tensor
     layout: Layout | None = None
     ref_logprobs: torch.Tensor | None = None
+    members: tuple[int, ...] = ()
+    entropies: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,19 @@ def collate(
                 torch.from_numpy(logprobs).to(device),
                 torch.from_numpy(token_advantages).to(device),
                 packed.layout(device) if several else None,
+                members=tuple(order),
             )
         )
     return batches
+
+
+def mean_entropies(rollouts: Sequence[Rollout], batches: Sequence[MicroBatch]) -> dict[int, float]:
+    """Mean entropy in nats of each rollout's sampled tokens, by the rollout's index, after an update of the batches that hold them."""
+    found: dict[int, float] = {}
+    for batch in batches:
+        parts = torch.cat(batch.entropies).cpu().split([rollouts[index].completion_tokens for index in batch.members])
+        found |= {index: part.mean().item() for index, part in zip(batch.members, parts, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Makes samples of rollouts: which are kept, and their text with special tokens visible. Draws nothing and asks the model nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -19,26 +19,41 @@ def eval_samples(
     The step is to be filled in by who stores them.
     """
     kept = rollouts if prompts is None else rollouts[: prompts * replies]
-    return [_sample(tokenizer, EVAL, task, rollout, index % replies, None) for index, rollout in enumerate(kept)]
+    return [_sample(tokenizer, EVAL, task, rollout, index % replies) for index, rollout in enumerate(kept)]
 
 
 def train_samples(
-    tokenizer: PreTrainedTokenizerBase, task: str, rollouts: Sequence[Rollout], rewards: torch.Tensor, advantages: torch.Tensor, groups: int
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    rollouts: Sequence[Rollout],
+    rewards: torch.Tensor,
+    advantages: torch.Tensor,
+    groups: int,
+    entropies: Mapping[int, float],
 ) -> list[Sample]:
     """Best and worst reply of the `groups` groups with the widest spread of rewards, the first of equals. A group of equal rewards has one.
 
-    rewards, advantages: [P, G], of P groups of G rollouts.
+    rewards, advantages: [P, G], of P groups of G rollouts. entropies: mean entropy by the rollout's index, for those that the update computed.
     """
     spread = rewards.amax(dim=1) - rewards.amin(dim=1)
     widest = torch.argsort(spread, descending=True, stable=True)[:groups].tolist()
+    kept = [(group, reply) for group in widest for reply in dict.fromkeys((int(rewards[group].argmax()), int(rewards[group].argmin())))]
+    indices = [group * rewards.shape[1] + reply for group, reply in kept]
     return [
-        _sample(tokenizer, TRAIN, task, rollouts[group * rewards.shape[1] + reply], reply, advantages[group, reply].item())
-        for group in widest
-        for reply in dict.fromkeys((int(rewards[group].argmax()), int(rewards[group].argmin())))
+        _sample(tokenizer, TRAIN, task, rollouts[index], reply, advantages[group, reply].item(), entropies.get(index))
+        for index, (group, reply) in zip(indices, kept, strict=True)
     ]
 
 
-def _sample(tokenizer: PreTrainedTokenizerBase, kind: str, task: str, rollout: Rollout, reply: int, advantage: float | None) -> Sample:
+def _sample(
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    task: str,
+    rollout: Rollout,
+    reply: int,
+    advantage: float | None = None,
+    entropy: float | None = None,
+) -> Sample:
     prompt, *turns = _texts(tokenizer, rollout)
     logprobs = [value for value, sampled in zip(rollout.logprobs, rollout.loss_mask, strict=True) if sampled]
     return Sample(
@@ -56,6 +71,7 @@ def _sample(tokenizer: PreTrainedTokenizerBase, kind: str, task: str, rollout: R
         advantage=advantage,
         logprob=mean(logprobs) if logprobs else None,
         truth=[_storable(text) for text in rollout.episode.truth],
+        entropy=entropy,
     )
 
 

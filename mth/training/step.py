@@ -7,7 +7,7 @@ import torch
 from mth.config.schema import Config
 from mth.runs.samples import TRAIN
 from mth.training.advantages import group_advantages, no_signal
-from mth.training.batches import collate
+from mth.training.batches import collate, mean_entropies
 from mth.training.learner import Learner
 from mth.training.metrics import Clock, peak_memory, rollout_metrics
 from mth.training.prompts import prompts
@@ -30,9 +30,8 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, group_size)  # [P, G]
     advantages = group_advantages(rewards, config.algorithm.advantage)
     trained = trained_rollouts(rewards, config)
-    batches = collate(
-        [rollouts[i] for i in trained], advantages.flatten()[trained].tolist(), config.train.micro_batch_tokens, device, run.attention_cost
-    )
+    chosen = [rollouts[i] for i in trained]
+    batches = collate(chosen, advantages.flatten()[trained].tolist(), config.train.micro_batch_tokens, device, run.attention_cost)
     tokens = sum(rollout.completion_tokens for rollout in rollouts)
     if progress.engine_values is not None:
         progress.engine_values = parts.ticket.values.detach().clone()
@@ -42,9 +41,9 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
     clock.lap("update")
     metrics |= {f"seconds/{phase}": seconds for phase, seconds in clock.laps.items()} | ({"sync/bytes": float(sent)} if sent else {})
     metrics |= {"tokens_per_second": tokens / sum(clock.laps.values()), "peak_memory_bytes": float(peak_memory(device))}
-    run.samples.add(
-        step, TRAIN, train_samples(parts.policy.tokenizer, parts.task.name, rollouts, rewards, advantages, config.samples.train)
-    )
+    entropies = {trained[index]: entropy for index, entropy in mean_entropies(chosen, batches).items()} if config.samples.train else {}
+    kept = train_samples(parts.policy.tokenizer, parts.task.name, rollouts, rewards, advantages, config.samples.train, entropies)
+    run.samples.add(step, TRAIN, kept)
     progress.step, progress.unlogged = step, metrics
     return metrics
 

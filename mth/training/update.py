@@ -32,10 +32,11 @@ def chunk_loss(
     entropy: torch.Tensor,
     piece: slice,
 ) -> torch.Tensor:
-    """Scalar loss of a chunk of a micro-batch's tokens. Adds what the log needs to `sums`.
+    """Scalar loss of a chunk of a micro-batch's tokens. Adds what the log needs to `sums`, and the entropies to the batch.
 
     tokens: sampled tokens of the whole step, by which the loss is divided. logprobs, entropy [n]: of the chunk's tokens. piece: their place.
     """
+    batch.entropies.append(entropy)
     rollout, now = batch.rollout_logprobs[piece], logprobs.detach()
     reference = None if batch.ref_logprobs is None else batch.ref_logprobs[piece]
     # One optimizer step per batch: recomputed old log-probabilities are the current ones, without their gradient.
@@ -76,6 +77,7 @@ def update(
     ticket.zero_gradient()
     with sampled_gradients(policy.model, ticket):
         for batch in batches:
+            batch.entropies.clear()
             loss = partial(chunk_loss, batch, tokens, config, sums)
             completion_backward(policy.model, batch.ids, batch.loss_mask, temperature, loss, batch.layout)
     policy.model.eval()

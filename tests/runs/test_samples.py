@@ -62,6 +62,8 @@ def test_what_a_run_keeps(whole):
         assert (one.stop == "stopped") == one.turns[-1].endswith(("<|im_end|>", "<|endoftext|>"))
         assert 1 <= one.tokens <= 24 and one.logprob <= 0 and one.scores["reward"] == one.reward and one.truth
         assert (one.advantage is None) == (one.kind == "eval")
+        assert one.entropy is None or (one.kind == "train" and one.entropy > 0)
+    assert any(one.entropy is not None for one in by_step[1])
     assert not list(whole.rglob("*.tmp"))
     assert "samples" not in json.loads((whole / "journal.jsonl").read_text().splitlines()[0])
 
@@ -157,6 +159,14 @@ def test_a_kind_replaces_itself_only(tmp_path):
     assert [s.uid for s in read_samples(sample_file(tmp_path, 1))] == ["c"]
 
 
+def test_files_of_older_versions_have_no_entropy(tmp_path):
+    path = tmp_path / "step_000001.parquet"
+    path.write_bytes(pack([sample(1, entropy=0.5)]))
+    assert read_samples(path) == [sample(1, entropy=0.5)]
+    pq.write_table(pq.read_table(path).drop_columns("entropy"), path)
+    assert read_samples(path) == [sample(1)]
+
+
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "step_000001.parquet"
     whole = pack([sample()])
@@ -230,13 +240,14 @@ def test_evaluations_keep_the_first_prompts_with_all_replies(tokenizer):
 def test_training_keeps_the_widest_groups(tokenizer):
     rewards = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.9, 0.0], [0.0, 1.0, 1.0], [0.5, 0.5, 0.4]], dtype=torch.float64)
     rollouts = [rollout(f"p{i // 3}", value, tokenizer) for i, value in enumerate(rewards.flatten().tolist())]
-    found = train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards - 1, 2)
+    found = train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards - 1, 2, {7: 0.25, 6: 0.5, 5: 9.0})
+    assert [s.entropy for s in found] == [0.5 if s.uid == "p2" and s.reply == 0 else 0.25 if s.uid == "p2" else None for s in found]
     assert [(s.uid, s.reply, s.reward, s.advantage) for s in found] == [
         ("p2", 1, 1.0, 0.0),
         ("p2", 0, 0.0, -1.0),
         ("p1", 1, 0.9, pytest.approx(-0.1)),
         ("p1", 2, 0.0, -1.0),
     ]
-    everything = train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards, 9)
+    everything = train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards, 9, {})
     assert [s.uid for s in everything] == ["p2", "p2", "p1", "p1", "p3", "p3", "p0"]
-    assert train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards, 0) == []
+    assert train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards, 0, {}) == []

@@ -14,7 +14,8 @@ from mth.tasks import load_tasks
 from mth.tickets.draw import draw_ticket
 from mth.tickets.optimizer import build_optimizer
 from mth.training.advantages import group_advantages
-from mth.training.batches import attention_cost, collate
+from mth.training.batches import attention_cost, collate, mean_entropies
+from mth.training.logprobs import completion_logprobs
 from mth.training.loop import train
 from mth.training.prompts import prompts
 from mth.training.step import trained_rollouts
@@ -47,9 +48,17 @@ def test_the_gradient_is_the_same_without_them(shared):
         batches = collate([rollouts[i] for i in chosen], advantages[chosen].tolist(), 16384, policy.model.device, cost)
         metrics = update(policy, ticket, build_optimizer(ticket, config.optimizer, 1e-3), batches, tokens, config)
         found[name] = metrics, ticket.values.grad.clone()
+        entropies = mean_entropies([rollouts[i] for i in chosen], batches)
+        counts = [rollouts[i].completion_tokens for i in chosen]
+        total = sum(entropies[index] * count for index, count in enumerate(counts))
+        assert metrics["entropy"] == pytest.approx(total / sum(counts), rel=1e-4)
         ticket.values.data.copy_(start)
         ticket.write()
     (every, gradient), (fewer, same) = found["all"], found["trained"]
+    for index, played in enumerate(rollouts[i] for i in chosen):  # each reply has its own, as if it were computed alone
+        ids, mask = torch.tensor([played.ids]), torch.tensor([played.loss_mask])
+        with torch.no_grad():
+            assert entropies[index] == pytest.approx(completion_logprobs(policy.model, ids, mask, 1.0)[1].mean().item(), abs=1e-5)
     torch.testing.assert_close(same, gradient, rtol=1e-4, atol=1e-7)
     assert gradient.norm() > 0
     assert fewer["loss"] == pytest.approx(every["loss"], rel=1e-4, abs=1e-7)

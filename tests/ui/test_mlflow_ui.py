@@ -2,16 +2,15 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mth.runs.mlflow import default_uri, mlflow_client
 from tests.servers import wait_for_health
+from tests.ui.pictures import picture
 
 SMALL = [
     "task=arithmetic",
@@ -23,31 +22,6 @@ SMALL = [
     "eval.samples=8",
     "eval.every=2",
 ]
-PICTURES = os.environ.get("MTH_SCREENSHOTS")  # a folder to keep the pictures in, for people to look at
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Path of Debian's Chromium, installed where CI or a developer who asks for it has root."""
-    wanted = os.environ.get("CI") or os.environ.get("MTH_CHROMIUM")
-    if not shutil.which("chromium") and wanted and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], check=True, env=environment)
-    if not shutil.which("chromium"):
-        pytest.skip("needs Chromium; MTH_CHROMIUM=1 installs it on Debian, as root")
-    return shutil.which("chromium")
-
-
-@pytest.fixture(scope="module")
-def page(chromium):
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=quiet)
-        yield browser.new_page(viewport={"width": 1500, "height": 950})
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +56,6 @@ def ui(tmp_path_factory):
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
-
-
-def picture(page, name):
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
 def test_runs_are_listed_with_names_that_tell_them_apart(page, ui):

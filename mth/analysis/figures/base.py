@@ -1,5 +1,6 @@
 """What a figure of the report is, what it is made from, and what it makes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from mth.foundations.errors import UserError
 from mth.runs.metrics import EVAL_REWARD, PASS_AT_1, eval_metric
 
 INTERVAL = "low, high: 95 % interval of the mean, bootstrap over masks."  # part of captions
+SEEDS = "Full training has several training seeds: its std, band and interval are over them."  # part of captions, where it has
 CARRIED = "A run that its collapse ended keeps its last value in the mean."  # part of captions, where `collapse.stop` is on
 ERRORS = "Errors are standard errors over prompts, paired where two results are compared."  # part of captions
 UNROUNDED = ("lr", "learning rate", "sparsity", "sparsity %", "percent")  # columns that keep all their digits
@@ -39,20 +41,26 @@ class Item:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs of the same model, task, steps, algorithm and seeds. metric: what is shown, the part of a name behind eval/<task>/."""
+    """Runs of the same model, task, steps and algorithm, evaluated on the same prompts.
+
+    metric: what is shown, the part of a name behind eval/<task>/. note: ends the title, where other settings have the same one.
+    """
 
     runs: list[Run]
     metric: str = PASS_AT_1
+    note: str = ""
 
     @property
     def config(self) -> Config:
-        """Configuration of one of the runs."""
-        return self.runs[0].config
+        """Configuration of the first run with the most common training seed."""
+        common = Counter(run.config.seed.train for run in self.runs).most_common(1)[0][0]
+        return next(run.config for run in self.runs if run.config.seed.train == common)
 
     @property
     def title(self) -> str:
         config = self.config
-        return f"{config.model.name} on {config.task.name}, {config.train.steps} steps of {config.train.batch_size} rollouts"
+        note = f", {self.note}" if self.note else ""
+        return f"{config.model.name} on {config.task.name}, {config.train.steps} steps of {config.train.batch_size} rollouts{note}"
 
     @property
     def tasks(self) -> list[str]:
@@ -62,8 +70,7 @@ class Setting:
     @property
     def label(self) -> str:
         """The metric as a label of an axis."""
-        names = {PASS_AT_1: "pass@1", EVAL_REWARD: "mean reward"}
-        return f"{names.get(self.metric, self.metric)}, held-out prompts"
+        return f"{metric_name(self.metric)}, held-out prompts"
 
     def key(self, task: str) -> str:
         """Name of the shown metric on a task."""
@@ -103,6 +110,16 @@ class FigureSpec:
         """The runs of the setting that the figure takes. Raises UserError if the files in conf/ cannot express the setting."""
         name = self.experiment(setting.config)
         return all_runs(setting.runs) if name is None else need(name, setting.config, setting.runs, self.ignore)
+
+
+def metric_name(metric: str) -> str:
+    """A metric in words. metric: the part of its name behind eval/<task>/."""
+    return {PASS_AT_1: "pass@1", EVAL_REWARD: "mean reward"}.get(metric, metric)
+
+
+def seeds_of(full: Sequence[Run]) -> str:
+    """Full training in words: how many training seeds it has, if several."""
+    return f"full training, {len(full)} seeds" if len(full) > 1 else "full training"
 
 
 def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

@@ -27,7 +27,7 @@ def make(setting: Setting, needed: Need) -> list[Item]:
     runs = setting.usable(needed.runs, trained)
     table = changes_by_sparsity(runs, names)
     by_run = changes_by_run(runs, setting.key(trained), {task: setting.key(task) for task in others})
-    figure, axes = panels(1 + len(others))
+    figure, axes = panels(1 + len(others), same_y=True)
     draw_changes(axes[0], table)
     axes[0].set(title=f"trained on {trained}, best learning rates", ylabel=f"change of {setting.label}")
     for task, panel in zip(others, axes[1:], strict=True):
@@ -69,13 +69,15 @@ def changes_by_sparsity(runs: Sequence[Run], metrics: dict[str, str]) -> pd.Data
 
 
 def changes_by_run(runs: Sequence[Run], trained: str, others: dict[str, str]) -> pd.DataFrame:
-    """One row per run at any learning rate: sparsity, learning rate, mask seed, gain on the trained task, change on each other task.
+    """One row per run at any learning rate: sparsity, learning rate, seeds, gain on the trained task, change on each other task.
 
     trained: metric of the trained task. others: task -> metric. NaN where a run was not evaluated twice.
     """
     rows = []
+    several = len({run.config.seed.train for run in runs}) > 1
     for run in runs:
         row = {"sparsity": run.sparsity, "learning rate": run.lr, "mask seed": run.config.mask_seed}
+        row |= {"train seed": run.config.seed.train} if several else {}
         for name, metric in {"gain": trained, **others}.items():
             ends = _before_and_after(run, metric)
             row[name] = ends[1] - ends[0] if ends else float("nan")

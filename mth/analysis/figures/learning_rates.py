@@ -17,7 +17,7 @@ from mth.foundations.errors import UserError
 
 def make(setting: Setting, needed: Need) -> list[Item]:
     """One panel per task. Raises UserError if no sparsity was run at two learning rates."""
-    figure, axes = panels(len(setting.tasks))
+    figure, axes = panels(len(setting.tasks), same_y=True)
     tables = []
     for task, panel in zip(setting.tasks, axes, strict=True):
         runs = setting.usable(needed.runs, task)

@@ -17,7 +17,10 @@ def make(setting: Setting, needed: Need) -> list[Item]:
     if not several:
         raise UserError("no sparsity has two finished runs with different random masks")
     model = setting.config.model
-    table, tensors = overlap_tables(model.name, parameter_shapes(model), several)
+    shapes = next((run.shapes for run in needed.runs if run.shapes), None) or dict(parameter_shapes(model))
+    for run in needed.runs:
+        run.shapes = shapes  # a frame keeps them, so that it needs no model
+    table, tensors = overlap_tables(model.name, shapes, several)
     caption = "Jaccard similarity of all pairs, counted exactly; per tensor in overlap_tensors.csv."
     return [Item("overlap", "Overlap of the masks trained here (Table 3)", caption, table=table, data={"overlap_tensors": tensors})]
 

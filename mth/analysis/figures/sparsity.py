@@ -20,7 +20,7 @@ Dots = dict[float, list[tuple[float, bool]]]  # sparsity -> (result, collapsed) 
 
 def make(setting: Setting, needed: Need) -> list[Item]:
     """One panel per task; the table has a row per task and level."""
-    figure, axes = panels(len(setting.tasks))
+    figure, axes = panels(len(setting.tasks), same_y=True)
     tables: list[pd.DataFrame] = []
     commands: list[str] = []
     for task, panel in zip(setting.tasks, axes, strict=True):
@@ -95,7 +95,8 @@ def draw(axes: Axes, levels: pd.DataFrame, dots: Mapping[float, Sequence[tuple[f
     if any(collapsed for percent in table["sparsity"] for _, collapsed in dots[percent]):
         axes.scatter([], [], s=18, marker="x", color=ORANGE, label="one mask, run collapsed")
     for result in full.itertuples():
-        axes.axhline(result.mean, linestyle="--", color=BLACK, linewidth=1.6, label="full training and its standard error")
+        spread_name = f"std over {result.runs:.0f} seeds" if np.isfinite(result.std) else "standard error"
+        axes.axhline(result.mean, linestyle="--", color=BLACK, linewidth=1.6, label=f"full training and its {spread_name}")
         spread = result.std if np.isfinite(result.std) else result.error
         axes.axhspan(result.mean - spread, result.mean + spread, color=BLACK, alpha=0.08, linewidth=0)
     if np.isfinite(base):

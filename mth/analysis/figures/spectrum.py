@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from mth.analysis.figures.base import FigureSpec, Item, Setting
 from mth.analysis.gram import eigenvalues_of, gradients_of
@@ -107,6 +108,7 @@ def draw(axes: Sequence[Axes], eigenvalues: Mapping[str, np.ndarray], error: flo
     left.set(yscale="log", xlabel="eigenvalue number", ylabel="share of the sum of eigenvalues")
     right.set(xlabel="number of eigenvalues", ylabel="cumulative share", ylim=(0, 1.03))
     for each in axes:
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
         each.legend(fontsize=8, frameon=False)
 
 

@@ -7,16 +7,16 @@ from matplotlib.axes import Axes
 
 from mth.analysis.collection import Run
 from mth.analysis.errors import curve, results
-from mth.analysis.figures.base import CARRIED, ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded
+from mth.analysis.figures.base import CARRIED, ERRORS, INTERVAL, SEEDS, FigureSpec, Item, Setting, rounded
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, at_best_rates
-from mth.analysis.style import COLORS, MARKERS, draw_full_training, legend_below, panels
+from mth.analysis.style import COLORS, MARKERS, draw_full_training, legend_below, panels, step_axis
 
 
 def make(setting: Setting, needed: Need) -> list[Item]:
     """One panel per task; the table has a row per task and mask."""
-    figure, axes = panels(len(setting.tasks))
-    rows = []
+    figure, axes = panels(len(setting.tasks), same_y=True)
+    rows, several = [], False
     for task, panel in zip(setting.tasks, axes, strict=True):
         key = setting.key(task)
         by_mask: dict[str, list[Run]] = {}
@@ -27,7 +27,7 @@ def make(setting: Setting, needed: Need) -> list[Item]:
             chosen = at_best_rates(tried)
             collapsed = sum(run.collapsed for run in chosen)
             if chosen[0].is_full:
-                full = curve(chosen, key)
+                full, several = curve(chosen, key), len(chosen) > 1
             else:
                 curves[f"{name} ({collapsed} of {len(chosen)} collapsed)" if collapsed else name] = curve(chosen, key)
             counts = sorted(run.summary.active_parameters for run in chosen if run.summary.active_parameters is not None)
@@ -40,7 +40,7 @@ def make(setting: Setting, needed: Need) -> list[Item]:
         f"Each at its best learning rate among those run (reward of the last {SELECTION_STEPS} training steps). "
         "matched: as many entries as the random mask has, inside one decoder layer; whole layer: every entry of it. Full training is dashed. "
         f"Bands: one std over masks; of a single run its standard error. {ERRORS} {INTERVAL}"
-    ) + (f" {CARRIED}" if setting.config.collapse.stop else "")
+    ) + "".join(f" {part}" for part, there in ((SEEDS, several), (CARRIED, setting.config.collapse.stop)) if there)
     return [Item("structured", "Single layers against a random mask (Figures 5 and 6)", caption, figure, pd.DataFrame(rows), needed)]
 
 
@@ -52,7 +52,7 @@ def draw(axes: Axes, curves: Mapping[str, pd.DataFrame], full: pd.DataFrame) -> 
         low, high = values["mean"] - values["band"], values["mean"] + values["band"]
         axes.fill_between(values.index, low, high, color=color, alpha=0.12, linewidth=0)
     draw_full_training(axes, full)
-    axes.set(xlabel="optimizer step")
+    step_axis(axes)
     legend_below(axes)
 
 

@@ -19,7 +19,7 @@ from mth.analysis.gram import eigenvalues_of, gradients_of, gram_matrix
 from mth.analysis.needs import Need
 from mth.analysis.style import BLUE, GREEN, ORANGE, panels
 from mth.config.schema import MaskConfig
-from mth.foundations.errors import UserError
+from mth.foundations.errors import UserError, require
 from mth.foundations.files import read_json, write_json
 from mth.foundations.progress import Bar
 from mth.models.shapes import parameter_shapes
@@ -43,7 +43,15 @@ def make(setting: Setting, needed: Need) -> list[Item]:
     if not found.exact:
         return []
     rank = min(MAX_RANK, len(found.steps) - 1)
-    facts, checks = stored_theory(found.folder, parameter_shapes(found.run.config.model), rank, LEVELS, MASK_SEEDS)
+    asked = {"rank": rank, "percents": list(LEVELS), "seeds": list(MASK_SEEDS)}
+    if found.run.path is None:
+        saved = found.kept_theory
+        require(
+            saved.get("asked") == asked, f"{found.run.name} was read from a report, which keeps no gradients and no theory for these masks"
+        )
+        facts, checks = _theory(saved)
+    else:
+        facts, checks = stored_theory(found.run.path, parameter_shapes(found.run.config.model), rank, LEVELS, MASK_SEEDS)
     frame = pd.DataFrame([vars(each) for each in checks])
     figure, axes = panels(2)
     draw(axes, frame)
@@ -128,6 +136,11 @@ def stored_theory(
         facts = {"rank": rank, "share": space.share, "mu": space.mu.tolist(), "entries": space.gradients.size}
         saved = {"asked": asked, "steps": space.gradients.steps, "facts": facts, "masks": [asdict(each) for each in checks]}
         write_json(path, saved)
+    return _theory(saved)
+
+
+def _theory(saved: dict[str, Any]) -> tuple[dict[str, Any], list[MaskCheck]]:
+    """The content of `theory.json`."""
     return saved["facts"], [MaskCheck(**each) for each in saved["masks"]]
 
 
