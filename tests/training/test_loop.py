@@ -159,9 +159,9 @@ def test_sigterm_saves_and_resume_finds_the_run(uninterrupted, tmp_path):
 FRAGILE = make_config(algorithm={"lag": 1}, checkpoints={"every": 0})
 
 
-@pytest.mark.parametrize(("call", "trained"), [(1, None), (3, 2), (4, 2), (6, 3)])
+@pytest.mark.parametrize(("call", "trained"), [(2, None), (4, 2), (5, 2), (7, 3)])
 def test_a_signal_interrupts_an_evaluation_and_loses_nothing(unharmed, tmp_path, monkeypatch, call, trained):
-    """In the first evaluation (call 1) and in those after a step (4, 6) at once, in a rollout (3) after the step, without its evaluation."""
+    """In the first evaluation (call 2) and in those after a step (5, 7) at once, in a rollout (4) after the step, without its evaluation."""
     calls, requests = itertools.count(1), listen()
     generate = HfEngine.generate
 
