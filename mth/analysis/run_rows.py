@@ -17,6 +17,7 @@ from mth.analysis.levels import distinct
 from mth.analysis.rates import at_best_rates
 from mth.config.identity import identity_keys
 from mth.config.stored import flat, to_plain
+from mth.runs.folder import RunFolder
 from mth.runs.metrics import REWARD, eval_metric
 
 MAX_POINTS = 200  # of a curve on the page
