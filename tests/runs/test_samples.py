@@ -241,7 +241,7 @@ def test_training_keeps_the_widest_groups(tokenizer):
     rewards = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.9, 0.0], [0.0, 1.0, 1.0], [0.5, 0.5, 0.4]], dtype=torch.float64)
     rollouts = [rollout(f"p{i // 3}", value, tokenizer) for i, value in enumerate(rewards.flatten().tolist())]
     found = train_samples(tokenizer, "alphabet_sort", rollouts, rewards, rewards - 1, 2, {7: 0.25, 6: 0.5, 5: 9.0})
-    assert [s.entropy for s in found] == [0.5 if s.uid == "p2" and s.reply == 0 else 0.25 if s.uid == "p2" else None for s in found]
+    assert [sample.entropy for sample in found] == [0.25, 0.5, None, 9.0], "by the rollout's index: 7, 6, 4 and 5"
     assert [(s.uid, s.reply, s.reward, s.advantage) for s in found] == [
         ("p2", 1, 1.0, 0.0),
         ("p2", 0, 0.0, -1.0),
