@@ -143,9 +143,9 @@ SMALL = ["train.steps=1", "train.batch_size=8", "rollout.group_size=4", "rollout
 
 def test_a_run_uses_all_of_them(copy):
     more = ["task=parity", "mask=stride", "mask.options.every=50", "algorithm.ratio=free", "rollout=cautious", "train.patience=2"]
-    said = run(copy, "mth.train", *more, *SMALL, "run_dir=all")
+    said = run(copy, "mth.train", *more, *SMALL, "run_dir=all/one")
     assert "parity" in said.stdout
-    config = (copy / "work" / "all" / "config.yaml").read_text()
+    config = (copy / "work" / "all" / "one" / "config.yaml").read_text()
     assert all(line in config for line in ("name: parity", "family: stride", "every: 50", "ratio: free", "engine: cautious", "patience: 2"))
     run(copy, "mth.report", "all", "--skip-paper-tables")
     assert "stride, every=50" in (copy / "work" / "all" / "report" / "memory.csv").read_text()

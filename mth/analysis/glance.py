@@ -86,15 +86,11 @@ def glance(path: Path, check: bool = True) -> Glance:
     files = [each for each in (folder.journal_file, folder.record_file, folder.config_file) if each.is_file()]
     entries = {}
     for entry in read_journal(path):
-        numbers = {key: value for key, value in entry.metrics.items() if isinstance(value, int | float)}
-        if numbers != entry.metrics:
-            problems.append(
-                f"{folder.journal_file.name}: step {entry.step} has {', '.join(entry.metrics.keys() - numbers)}, which is no number"
-            )
-        entries[entry.step] = Entry(entry.step, entry.time, numbers, entry.rewards)
+        entries[entry.step] = entry
     if damaged := damaged_lines(path):
-        lines = ", ".join(map(str, damaged))
-        problems.append(f"{folder.journal_file.name}: line {lines} is damaged and left out")
+        numbers = ", ".join(map(str, damaged))
+        lines = f"line {numbers} is" if len(damaged) == 1 else f"lines {numbers} are"
+        problems.append(f"{folder.journal_file.name}: {lines} damaged and left out")
     summary = folder.summary()
     status = RUNNING if is_locked(path) else summary.status or UNFINISHED
     changed = files[0].stat().st_mtime if files else 0.0

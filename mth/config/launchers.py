@@ -20,7 +20,7 @@ class LocalLauncher:
     resident: bool = key(True, "load the model once and start each cell from there; false: each cell loads it itself")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "hydra.launcher.")
+        check_ranges(self, prefix="hydra.launcher.")
 
 
 @dataclass
@@ -45,7 +45,7 @@ class SlurmLauncher:
     additional_parameters: dict[str, Any] = key({}, "further sbatch options")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "hydra.launcher.")
+        check_ranges(self, prefix="hydra.launcher.")
         require(self.nodes == 1, f"hydra.launcher.nodes={self.nodes} must be 1: a run uses one machine")
         limit = self.timeout_min * 60
         require(

@@ -158,6 +158,8 @@ def option(group: str, value: str, numbers: bool = False) -> str:
     for name in value.split(",") if re.fullmatch(r"[^\s()'\"${}\[\]]+", value) else ():
         if name in known or name == "null" or group == "hydra/launcher" or (group in GROUPS and name in entry_points(group)):
             continue
+        if group == "experiment":  # Hydra finds them in --config-dir too, and says so where it does not
+            continue
         if group == "model":
             raise UserError(f"model={name} is not one that mth names ({', '.join(known)}); for another type model.path={name} lr=RATE")
         raise UserError(f"{group}={name} is unknown; {'give a number, or ' if numbers else ''}choose one of {', '.join(known)}")

@@ -16,6 +16,7 @@ from mth.foundations.errors import UserError
 from mth.grid.devices import slots, visible_gpus
 from mth.grid.memory import ModelFacts, memory_estimate, on_card
 
+SMALL_CACHE_MIB = 1024  # of vLLM: enough for a few hundred short sequences
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -131,6 +132,8 @@ def remedy(need: Need, cells: Sequence[Cell], models: Mapping[str, ModelFacts]) 
 def changes(config: Config) -> Iterator[tuple[str, Config]]:
     """Changes that save memory, the least costly first: what to type, and the configuration it makes."""
     config = deepcopy(config)
+    if config.rollout.engine == "vllm" and (config.rollout.kv_cache_mib or 0) > SMALL_CACHE_MIB:
+        yield f"rollout.kv_cache_mib={SMALL_CACHE_MIB}", replace(config, rollout=replace(config.rollout, kv_cache_mib=SMALL_CACHE_MIB))
     tokens, sequences = config.train.micro_batch_tokens, config.rollout.batch_size
     parts = (1, 2, 4, 8, 16)
     pairs = product(parts, parts if config.rollout.engine == "hf" else (1,))

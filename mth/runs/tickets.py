@@ -24,7 +24,7 @@ def attach_checkpoint(model: nn.Module, checkpoint: Checkpoint, own_code: bool =
         options = {key: value.name for key, value in named.items() if value is not None} | mask.options
         return attach_saved(model, SavedTicket(checkpoint.path, family_recipe(mask.family, percent, seed, options), facts, values))
     place = mask.source.partition("#")[0]
-    require(own_code, f"the checkpoint names a mask family of its own, which would run: use mth.export with --own-code if {place} is yours")
+    require(own_code, f"the checkpoint names a mask family of its own, which would run: export it, and add --own-code if {place} is yours")
     ticket = attach(model, percent, own_family(mask.source), seed, **mask.options)
     try:
         ticket.load_values(SavedTicket(checkpoint.path, ticket.recipe, facts, values))

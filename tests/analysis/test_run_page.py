@@ -143,8 +143,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(run):
     text = text_of(run)
     assert [re.sub(r" \(.*", "", note) for note in notes(text)] == [
         "config.yaml: stored configuration does not fit this version of mth: Key 'of_tomorrow' not in 'Config'",
-        "journal.jsonl: step 7 has loss, which is no number",
-        "journal.jsonl: line 4 is damaged and left out",
+        "journal.jsonl: lines 4, 8 are damaged and left out",
         f"samples file {sample_file(RunFolder(run).samples, 6)} is damaged",
     ]
     data = data_of(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mth.foundations.errors import UserError, first_line, require
-from mth.foundations.files import atomic, copy_file, from_json, read_json, to_json, write_json, write_text
+from mth.foundations.files import atomic, copy_file, from_json, read_json, temporary_path, to_json, write_json, write_text
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -72,5 +72,5 @@ def test_a_file_is_on_disk_before_it_gets_its_name_and_the_name_after(tmp_path, 
     monkeypatch.setattr(os, "fsync", recorded("fsync", os.fsync))
     monkeypatch.setattr(os, "replace", recorded("replace", os.replace))
     write_text(tmp_path / "a.txt", "whole")
-    temporary = f".a.txt.{os.getpid()}.tmp"
+    temporary = temporary_path(tmp_path / "a.txt").name
     assert done == [("fsync", temporary, 5), ("replace", temporary, 5), ("fsync", tmp_path.name, None)]
