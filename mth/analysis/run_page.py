@@ -169,15 +169,9 @@ def _plain(value: Any) -> str:
     """A setting as one would type it."""
     if isinstance(value, list):
         return f"[{', '.join(map(_plain, value))}]"
-    return (
-        "null"
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else visible(str(value)).replace("\n", "\\n")
 
 
 def page_samples(run: Glance) -> tuple[dict[str, Any], list[str]]:

@@ -150,6 +150,8 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(run):
     assert {one["step"] for one in data["samples"]} == {0, 3}
     assert data["metrics"]["reward/mean"][1] == [0.05, 0.1, 0.2, 0.25, 0.3]
     assert settings(text)["of_tomorrow"] == ("1", "")
+    config.write_text(config.read_text().replace("stop: ''", 'stop: "\\n"'))
+    assert settings(text_of(run))["task.stop"] == ("\\n", "")
     config.write_text("a: [")
     assert "config.yaml is damaged" in notes(text_of(run))[0]
 

@@ -12,9 +12,11 @@ from mth.foundations.signals import HANDLED, Interrupted, listen
 
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch):
-    """Restores the handlers of this process."""
+    """The handlers of a process that was started plainly, not under nohup; those of this process come back."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     before = {number: signal.getsignal(number) for number in HANDLED}
+    for number in HANDLED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
