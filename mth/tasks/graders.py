@@ -56,7 +56,7 @@ class Pool:
     def __init__(
         self, size: int | None = None, command: tuple[str, ...] = (sys.executable, "-m", "mth.tasks.math_worker"), stalled: float = STALLED
     ) -> None:
-        self.size = size or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.size = size or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.command = command
         self.stalled = stalled
         self.workers: list[Worker] = []
