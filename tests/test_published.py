@@ -32,6 +32,7 @@ def test_the_published_frame_gives_the_published_tables(folder, tmp_path):
         published = pd.read_csv(RESULTS / folder / f"{name}.csv")
         pd.testing.assert_frame_equal(pd.read_csv(again / f"{name}.csv"), published, rtol=1e-6, atol=1e-4)
         assert (RESULTS / folder / f"{name}.md").read_text() == markdown(published), name
+    assert (again / "settings.csv").read_text() == (RESULTS / folder / "settings.csv").read_text()  # which the notebooks read
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
