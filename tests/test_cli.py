@@ -27,6 +27,7 @@ from mth.runs.folder import RunFolder
 from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from mth.train import remove_failed_start, report
 from mth.training.loop import train
+from tests import warm
 from tests.conftest import claim, make_config, model_with_damaged_weights
 
 REPOSITORY = Path(__file__).parents[1]
@@ -186,6 +187,13 @@ def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path)
     assert "is not empty" in again.stderr
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield warm.start()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -216,9 +224,9 @@ def test_export_gives_a_plain_checkpoint_that_evaluates_the_same(grid, tmp_path)
         (["run_dir=/dev/null"], "/dev/null"),
     ],
 )
-def test_bad_input_is_one_line_without_a_traceback(tmp_path, arguments, message):
-    result = mth("train", *arguments, cwd=tmp_path, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert result.returncode != 0
+def test_bad_input_is_one_line_without_a_traceback(loaded, tmp_path, arguments, message):
+    result = warm.command(loaded, "mth.train", arguments, tmp_path)
+    assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("summary.json"))
