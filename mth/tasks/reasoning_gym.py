@@ -43,7 +43,7 @@ def build(config: TaskConfig) -> Task:
     """Generate `task.train_rows` questions for training, and for evaluation others that are not among them.
 
     Both parts are drawn with `task.data_seed`; those for evaluation do not depend on the number of the others. A generator with few
-    different questions gives fewer.
+    different questions gives fewer. The first `task.shots` training questions become worked examples and are not trained.
     """
     held = max(1, min(EVAL_ROWS // 2, config.train_rows // HELD_SHARE or EVAL_ROWS // 2))
     count = held + config.train_rows
@@ -76,7 +76,9 @@ def build(config: TaskConfig) -> Task:
         scores = checked(found, episode, f"task.dataset={config.dataset}")
         return scores | {"exact": float(scores["reward"] == 1.0)}
 
-    task = Task(config.name, *parts, score)
+    worked = [episode for episode in parts[0] if episode.truth[0]][: config.shots]
+    train, held_out = ([episode for episode in part if episode not in worked] for part in parts)
+    task = Task(config.name, train, held_out, score, worked=[(episode.turns[0], episode.truth[0]) for episode in worked])
     probe(task)
     return task
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mth.config.choices import PromptFormat
 from mth.config.schema import TaskConfig
 from mth.foundations.errors import UserError
 from mth.tasks import build_task
@@ -69,3 +70,12 @@ def test_the_name_says_library_and_generator():
     assert (config.task.name, config.eval.tasks) == ("reasoning_gym_chain_sum", ["reasoning_gym_chain_sum", "arithmetic"])
     with pytest.raises(UserError, match=r"task=reasoning_gym needs task\.dataset=chain_sum"):
         make_config(task={"name": "reasoning_gym"})
+
+
+def test_worked_examples_are_shown_and_neither_trained_nor_evaluated():
+    keys = {"prompt_format": PromptFormat.raw, "shots": 2, "stop": "\n", "system": ""}
+    plain, shown = task_of("chain_sum", system=""), task_of("chain_sum", **keys)
+    assert len(shown.train) == len(plain.train) - 2 and len(shown.eval) == len(plain.eval)
+    first, second, third = plain.train[:3]
+    before = f"{first.turns[0]} {first.truth[0]}\n{second.turns[0]} {second.truth[0]}\n"
+    assert shown.train[0].turns == (before + third.turns[0],)
