@@ -162,6 +162,7 @@ FRAGILE = make_config(algorithm={"lag": 1}, checkpoints={"every": 0})
 @pytest.mark.parametrize(("call", "trained"), [(2, None), (4, 2), (5, 2), (7, 3)])
 def test_a_signal_interrupts_an_evaluation_and_loses_nothing(unharmed, tmp_path, monkeypatch, call, trained):
     """In the first evaluation (call 2) and in those after a step (5, 7) at once, in a rollout (4) after the step, without its evaluation."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     calls, requests = itertools.count(1), listen()
     generate = HfEngine.generate
 
