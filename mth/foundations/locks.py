@@ -13,10 +13,11 @@ POLL_S = 0.2
 STRANGE = "is a link, a folder or a pipe, but a lock is a file of its own; remove it"
 
 
-def hold(path: Path, patience_s: float = 0.0) -> IO[str] | None:
+def hold(path: Path, patience_s: float = 0.0, poll_s: float = POLL_S) -> IO[str] | None:
     """Lock a file, which is created if it is missing. Returns its handle, or None if another process has it for longer than `patience_s`.
 
-    What the file holds stays. Raises UserError if it is no file of its own, as a link, which could lead anywhere, or on a file system that has no locks.
+    What the file holds stays. poll_s: seconds between two tries. Raises UserError if the path is no plain file, because a link could lead
+    anywhere, or if the file system has no locks.
     """
     try:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
@@ -36,7 +37,7 @@ def hold(path: Path, patience_s: float = 0.0) -> IO[str] | None:
             if time.monotonic() >= deadline:
                 handle.close()
                 return None
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         except OSError as error:
             handle.close()
             raise UserError(f"{path}: its file system has no locks ({error.strerror}); mount it with flock, or run elsewhere") from error

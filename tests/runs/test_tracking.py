@@ -25,6 +25,7 @@ from mth.runs.trackers.mlflow_store import (
     default_uri,
     mlflow_client,
     sqlite_file,
+    turn,
     ui_command,
     ui_link,
     without_password,
@@ -315,3 +316,10 @@ def test_small_things():
     assert os.access(command.split()[0], os.X_OK)
     assert ui_command("http://127.0.0.1:5000") is None
     assert ui_link("http://h:1/", "3") == "http://h:1/#/experiments/3/runs?workflowType=machine_learning"
+
+
+def test_a_link_in_the_place_of_a_stores_lock_leads_nowhere(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep")
+    (tmp_path / ".runs.db.lock").symlink_to(tmp_path / "precious.txt")
+    with turn(f"sqlite:///{tmp_path / 'runs.db'}"):
+        assert (tmp_path / "precious.txt").read_text() == "keep"

@@ -1,17 +1,19 @@
 """MLflow's stores: addresses, the sqlite file beside the runs, experiments, and what to type to look at them."""
 
-import fcntl
 import os
 import re
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from mth.foundations.errors import UserError
+from mth.foundations.locks import hold
+
 TURN_S = 30.0  # longest wait for other processes of mth that write to the same sqlite file, in seconds
+TURN_POLL_S = 0.02
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -85,16 +87,11 @@ def turn(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        deadline = time.monotonic() + TURN_S
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02)
-            except OSError:  # a file system without locks
-                break
+    try:
+        handle = hold(path.with_name(f".{path.name}.lock"), TURN_S, TURN_POLL_S)
+    except UserError:  # a link in the lock's place, or a file system without locks
+        handle = None
+    with handle or nullcontext():
         yield
 
 
