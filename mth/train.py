@@ -131,7 +131,8 @@ def remove_failed_start(folder: "RunFolder", root: Path) -> None:
     begun = folder.journal_file.is_file() and folder.journal_file.stat().st_size > 0
     if begun or folder.record().get("pid") != os.getpid():
         return
-    made = (folder.config_file, folder.record_file, folder.summary_file, folder.journal_file, folder.mlflow_file, folder.path / ".lock")
+    ids = (folder.mlflow_file, folder.wandb_file, folder.trackers_file)
+    made = (folder.config_file, folder.record_file, folder.summary_file, folder.journal_file, *ids, folder.path / ".lock")
     for file in made:
         file.unlink(missing_ok=True)
     for inner in (folder.samples, folder.checkpoints, folder.gradients):

@@ -107,6 +107,8 @@ def test_only_the_own_start_is_removed_and_only_if_it_did_nothing(tmp_path):
     remove_failed_start(folder, tmp_path)
     assert folder.exists  # it has begun
     folder.journal_file.write_text("")
+    for file in (folder.mlflow_file, folder.wandb_file, folder.trackers_file):
+        file.write_text("{}")
     remove_failed_start(folder, tmp_path)
     assert tmp_path.exists() and not list(tmp_path.iterdir())
 
