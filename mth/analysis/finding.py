@@ -10,7 +10,8 @@ import yaml
 from mth.analysis.glance import Glance, defaults, glance
 from mth.config.options import groups, options
 from mth.config.overrides import rewrite_numbers
-from mth.config.stored import flat, no_such_key
+from mth.config.stored import flat
+from mth.config.typed_values import no_such_key
 from mth.foundations.errors import UserError, require
 from mth.foundations.paths import conf_dir, one_spelling
 from mth.runs.search import run_folders
@@ -48,7 +49,7 @@ def conditions(texts: Sequence[str]) -> list[Condition]:
         if key in groups():
             found.append(Condition(tuple(_of_option(key, part) for part in parts)))
             continue
-        require(key in defaults() or key.startswith(OPEN_SECTIONS), no_such_key(key, [*defaults(), *groups()]))
+        require(key in defaults() or key.startswith(OPEN_SECTIONS), no_such_key(key))
         found.append(Condition(tuple({key: _value(part)} for part in parts)))
     return found
 

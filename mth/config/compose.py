@@ -1,6 +1,5 @@
 """Composes configurations with Hydra's public interface: schemas, one call that composes, Hydra's errors in one line."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mth.config.fields import keys
 from mth.config.launchers import LAUNCHERS
-from mth.config.options import groups
 from mth.config.overrides import MIXTURE, rewrite_numbers
 from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
-from mth.config.stored import flat, to_plain
-from mth.config.typed_values import unreadable
+from mth.config.typed_values import no_such_key, unreadable
 from mth.config.user_code import offered
 from mth.foundations.errors import UserError
 from mth.foundations.paths import conf_dir
@@ -62,23 +58,9 @@ def explain(error: Exception) -> str:
         return MIXTURE
     unknown = re.search(r"Could not override '([\w.]+)'|Key '(\w+)' not in", text)
     if unknown is not None:
-        return f"{unknown[1] or unknown[2]}: there is no such key; {_nearest(unknown[1] or unknown[2])}"
+        return no_such_key(unknown[1] or unknown[2])
     text = text.removeprefix("Error merging override ")
     return f"{text}: {cause}" if cause and cause not in text else text
-
-
-# Names that other programs have for what is a key here.
-NAMES_ELSEWHERE = {"learning_rate": "lr", "max_steps": "train.steps", "num_generations": "rollout.group_size", "beta": "algorithm.kl_coef"}
-
-
-def _nearest(name: str) -> str:
-    """A question for the key that was meant: one of the same last part, or of a name that other programs have, or of a similar spelling."""
-    last, known = name.rpartition(".")[2], [*flat(to_plain(Config())), *groups()]
-    if name.startswith("hydra."):
-        known = [each.name for launcher in LAUNCHERS.values() for each in keys(launcher, "hydra.launcher.")]
-    same = [each for each in known if each.rpartition(".")[2] == last and each != name]
-    near = [NAMES_ELSEWHERE[last]] if last in NAMES_ELSEWHERE else sorted(same, key=len) or difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
 
 
 @contextmanager

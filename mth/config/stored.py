@@ -1,7 +1,5 @@
 """Configurations as plain data: from Hydra, to and from JSON-able data, to and from YAML files."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -106,12 +104,6 @@ def nested(data: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return result
-
-
-def no_such_key(key: str, known: Iterable[str]) -> str:
-    """One line for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"{key}: there is no such key; {f'did you mean {near[0]}?' if near else '--help lists all keys'}"
 
 
 def to_yaml(config: Config) -> str:

@@ -1,5 +1,6 @@
 """Values as people type them: what has one meaning is accepted, the rest is one line that says what to type."""
 
+import difflib
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -7,15 +8,19 @@ from functools import cache
 from typing import Any
 
 from mth.config.fields import Key, keys
+from mth.config.launchers import LAUNCHERS
 from mth.config.options import groups, options
 from mth.config.pretrain_schema import PretrainConfig
 from mth.config.schema import Config
+from mth.config.stored import flat, to_plain
 from mth.config.user_code import GROUPS, entry_points
 from mth.foundations.errors import UserError, require
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)  # needs no look at how Hydra reads it
 _SPAN = re.compile(r"(\d+)(?:\.\.\.?|-|:)(\d+)")
 _GLOB = re.compile(r"glob\(([^(),\[\]]*)\)")
+# Names that other programs have for what is a key here.
+NAMES_ELSEWHERE = {"learning_rate": "lr", "max_steps": "train.steps", "num_generations": "rollout.group_size", "beta": "algorithm.kl_coef"}
 _BOOLEANS = {"true", "false", "yes", "no", "on", "off", "y", "n", "0", "1"}
 
 
@@ -172,3 +177,17 @@ def refuse_glob(key: str, value: str) -> None:
         not value.startswith("glob("),
         f"{key}={value}: glob() chooses options of a group ({', '.join(groups())}); type the values of {key}=",
     )
+
+
+def no_such_key(name: str) -> str:
+    """One line for a key that does not exist, with the key that was meant.
+
+    That is one with the same last part, one that other programs call so, or one of a similar spelling.
+    """
+    last, known = name.rpartition(".")[2], [*flat(to_plain(Config())), *groups()]
+    if name.startswith("hydra."):
+        known = [each.name for launcher in LAUNCHERS.values() for each in keys(launcher, "hydra.launcher.")]
+    same = [each for each in known if each.rpartition(".")[2] == last and each != name]
+    near = [NAMES_ELSEWHERE[last]] if last in NAMES_ELSEWHERE else sorted(same, key=len) or difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
+    return f"{name}: there is no such key; {meant}"
