@@ -70,7 +70,7 @@ def assemble(config: Config, checkpoint: Checkpoint | None = None) -> Iterator[P
 
 
 def try_generation(config: Config, engine: RolloutEngine, tasks: Sequence[Task], renderer: ChatRenderer, policy: Policy) -> None:
-    """Render the first conversation of every task, and generate from two of them with transformers' own model.
+    """Render the first conversation of every task. With rollout.engine=hf, also generate a few tokens for two of them.
 
     Raises UserError, in one line, if a chat template cannot render one, or if the engine cannot generate with the model.
     """
