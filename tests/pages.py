@@ -1,7 +1,10 @@
 """A run folder for tests of pages and lists: its journal and samples are made up, its files are real."""
 
 import json
+import sys
 from dataclasses import replace
+
+import pytest
 
 from mth.runs.folder import RunFolder
 from mth.runs.samples import Sample, pack, sample_file
@@ -58,3 +61,17 @@ def eval_samples(step, *rewards):
         replace(SAMPLE, step=step, uid=f"p{i}", prompt=f"question {i}", turns=[f"answer {step}.{i}"], reward=reward, truth=[f"truth {i}"])
         for i, reward in enumerate(rewards, 1)
     ]
+
+
+def output_of(main, arguments, monkeypatch, capsys, status):
+    """Run a command in this process; returns what it wrote. status: its exit status; for one but 0 it wrote one line that says why."""
+    monkeypatch.setattr(sys, "argv", [str(each) for each in arguments])
+    if status == 0:
+        main()
+        return capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == status
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    return output

@@ -13,21 +13,14 @@ import pytest
 
 from mth.grid.record import Grid, GridCell
 from mth.runs.folder import RunFolder
-from mth.runs.samples import Sample, pack, sample_file
+from mth.runs.samples import Sample, sample_file
 from mth.samples import main, visible
 from tests.conftest import begin, claim, make_config
+from tests.pages import add_samples, output_of
 
 BASE = Sample(
     0, "eval", "arithmetic", "p1", 0, "What is 1+1?", ["3<|im_end|>"], "stopped", 2, 0.0, {"reward": 0.0, "strict": 0.0}, None, -0.5, ["2"]
 )
-
-
-def add(run, samples):
-    """Write samples into a run folder, by their steps."""
-    for step in {sample.step for sample in samples}:
-        path = sample_file(RunFolder(run).samples, step)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(pack([sample for sample in samples if sample.step == step]))
 
 
 def replies(step, *rewards):
@@ -46,7 +39,7 @@ def run(tmp_path):
     claim(folder, make_config())
     trained = replace(BASE, step=2, kind="train", uid="t1", prompt="to train", turns=["trained"], reward=0.5, advantage=1.25)
     other = replace(BASE, step=2, task="names", uid="n1", prompt="other task", turns=["other"], reward=0.25, stop="cut")
-    add(folder, [*replies(0, 0.0, 1.0, 0.5), *replies(2, 1.0, 0.5, 0.5), trained, other])
+    add_samples(folder, [*replies(0, 0.0, 1.0, 0.5), *replies(2, 1.0, 0.5, 0.5), trained, other])
     return folder
 
 
@@ -55,16 +48,8 @@ def said(monkeypatch, capsys):
     """Runs the command; returns what it printed, and for a failure what it said on stderr."""
 
     def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["mth.samples", *map(str, arguments)])
-        if status:
-            with pytest.raises(SystemExit) as stopped:
-                main()
-            assert stopped.value.code == status
-            error = capsys.readouterr().err
-            assert error.startswith("error: ") and error.count("\n") == 1
-            return error
-        main()
-        return capsys.readouterr().out
+        output = output_of(main, ["mth.samples", *arguments], monkeypatch, capsys, status)
+        return output.err if status else output.out
 
     return call
 
@@ -76,7 +61,7 @@ def uids(text):
 def test_newest_first_and_no_more_than_asked_for(run, said):
     assert uids(said(run, "--json")) == [(2, "p1"), (2, "p2"), (2, "p3"), (2, "t1"), (2, "n1"), (0, "p1"), (0, "p2"), (0, "p3")]
     assert uids(said(run, "--json", "--limit", 2)) == [(2, "p1"), (2, "p2")]
-    add(run, replies(4, *[1.0] * 20))
+    add_samples(run, replies(4, *[1.0] * 20))
     assert len(uids(said(run, "--json"))) == 10
     assert len(uids(said(run, "--json", "--limit", 0))) == 28
 
@@ -103,7 +88,7 @@ def test_a_sample_as_text(run, said):
     )
     assert "reward 0.250 cut" in said(run, "--task", "names")
     many = replace(BASE, step=9, turns=["one", "user says", "two"])
-    add(run, [many])
+    add_samples(run, [many])
     assert "reply:\n  one\nuser:\n  user says\nreply:\n  two\n" in said(run, "--step", 9)
 
 
@@ -116,13 +101,13 @@ def test_changed_shows_first_and_last_side_by_side(run, said):
     assert any("answer 0.1" in line and "answer 2.1" in line for line in text.splitlines())
     assert any("step 0" in line and "step 2" in line for line in text.splitlines())
     assert "question 2" not in text
-    add(run, replies(4, 0.0, 0.0, 0.0))
+    add_samples(run, replies(4, 0.0, 0.0, 0.0))
     assert [one["step"] for one in json.loads(said(run, "--changed", "--json"))[0]["replies"]] == [0, 4]
     assert [one["step"] for one in json.loads(said(run, "--changed", "--json", "--step", 2))[0]["replies"]] == [0, 2]
 
 
 def test_a_training_step_after_the_last_evaluation_is_not_compared(run, said):
-    add(run, [replace(BASE, step=3, kind="train", uid="p1")])
+    add_samples(run, [replace(BASE, step=3, kind="train", uid="p1")])
     assert json.loads(said(run, "--changed", "--json"))[0]["replies"][-1]["step"] == 2
 
 
@@ -132,7 +117,9 @@ def make_grid(folder, masks):
     Grid(folder, folder.parent, folder / "code", {}, "command", cells).write()
     for index, name in enumerate(masks):
         claim(folder / name, make_config(mask_seed=index))
-        add(folder / name, [*replies(0, 0.0, 0.0), *(replace(one, turns=[f"by {name}"]) for one in replies(2 + index, index / 2, 0.25))])
+        add_samples(
+            folder / name, [*replies(0, 0.0, 0.0), *(replace(one, turns=[f"by {name}"]) for one in replies(2 + index, index / 2, 0.25))]
+        )
     return folder
 
 
@@ -153,7 +140,7 @@ def test_a_grid_shows_the_same_prompt_under_several_masks(tmp_path, said, masks)
 
 def test_what_a_model_wrote_is_shown_and_not_obeyed(run, said):
     wild = "[bold red]no[/bold red] [/] :smile: \x1b[31mred\x07 \r\u202eturned\u200b\t<|im_end|>\ntruth:\n  7"
-    add(run, [replace(BASE, step=9, turns=[wild], prompt="[link=x]y[/link]", uid="[u]\x1b")])
+    add_samples(run, [replace(BASE, step=9, turns=[wild], prompt="[link=x]y[/link]", uid="[u]\x1b")])
     text = said(run, "--step", 9)
     assert "[bold red]no[/bold red] [/] :smile: \\x1b[31mred\\x07 \\r\\u202eturned\\u200b\\t<|im_end|>\n" in text
     assert "[link=x]y[/link]" in text and "[u]\\x1b" in text
@@ -164,7 +151,7 @@ def test_what_a_model_wrote_is_shown_and_not_obeyed(run, said):
 
 
 def test_long_lines_stay_whole_in_a_pipe(run, said):
-    add(run, [replace(BASE, step=9, turns=["word " * 200 + "end"])])
+    add_samples(run, [replace(BASE, step=9, turns=["word " * 200 + "end"])])
     assert f"  {'word ' * 200}end\n" in said(run, "--step", 9)
 
 
@@ -227,7 +214,7 @@ def test_a_terminal_gets_colours_and_a_pager(run):
 
 
 def test_a_broken_line_stays_indented_at_a_terminal(run):
-    add(run, [replace(BASE, step=9, turns=["word " * 60 + "truth: 7"])])
+    add_samples(run, [replace(BASE, step=9, turns=["word " * 60 + "truth: 7"])])
     text = at_terminal(run, "--step", "9", PAGER="cat", NO_COLOR="1", COLUMNS="40", TERM="xterm")
     reply = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("reply:\r\n")[2].partition("truth:\r\n  2")[0]
     assert reply.count("word") == 60

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 
 import pytest
 
@@ -17,7 +16,7 @@ from mth.grid.record import Grid, GridCell, hold_launcher, log_event
 from mth.runs.__main__ import main
 from mth.runs.folder import RunFolder
 from mth.runs.lock import lock_folder
-from tests.pages import make_run, write_journal_of
+from tests.pages import make_run, output_of, write_journal_of
 
 
 @pytest.fixture
@@ -25,16 +24,9 @@ def said(monkeypatch, capsys):
     """Runs the command; returns what it printed. status 2: returns the one line of its error."""
 
     def call(*arguments, status=0, notes=""):
-        monkeypatch.setattr(sys, "argv", ["mth.runs", *map(str, arguments)])
+        output = output_of(main, ["mth.runs", *arguments], monkeypatch, capsys, status)
         if status:
-            with pytest.raises(SystemExit) as stopped:
-                main()
-            assert stopped.value.code == status
-            error = capsys.readouterr().err
-            assert error.startswith("error: ") and error.count("\n") == 1
-            return error
-        main()
-        output = capsys.readouterr()
+            return output.err
         assert re.fullmatch(notes, output.err, re.DOTALL), output.err
         return output.out
 
