@@ -10,8 +10,10 @@ from mth.foundations.errors import UserError
 from mth.models.load import keep_model
 from mth.runs.journal import read_journal
 from mth.training import loop
+from tests import interpreted
 from tests.conftest import make_config
 
+interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 SMALL = {
     "train": {"steps": 2, "batch_size": 4},
     "rollout": {"max_tokens": 12, "group_size": 2},
@@ -67,8 +69,10 @@ def train_there(tmp_path, config):
     return read_journal(tmp_path / "gpu")[-1].metrics
 
 
-@pytest.mark.parametrize("sections", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_train_mixes_no_devices_and_seldom_waits(tmp_path, last_step, sections):
+@pytest.mark.parametrize(("sections", "kernels"), [({}, False), (EVERYTHING, True)], ids=["plain", "everything"])
+def test_train_mixes_no_devices_and_seldom_waits(request, tmp_path, last_step, sections, kernels):
+    if kernels:
+        request.getfixturevalue("launched")
     config = small(sections)
     there = train_there(tmp_path, config)
     limit = OF_A_STEP + OF_ROLLOUTS + OF_A_LOOK * ceil(last_step["longest"] / 8) + OF_A_MICRO_BATCH * last_step["batches"]
