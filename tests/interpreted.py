@@ -8,25 +8,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mth.tickets import launches
+from mth.tickets import launches, products
 from tests.pretend_cuda import data
 
 
 @pytest.fixture(scope="session")
 def interpreted_kernels():
     """The module as Triton makes it for its interpreter, which it decides on while it imports."""
-    tl = pytest.importorskip("triton.language")
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
-
+    pytest.importorskip("triton")
     spec = importlib.util.find_spec("mth.tickets.kernels")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         spec.loader.exec_module(module)
-        for name in ("sum", "zeros"):  # of Triton's own library, which was imported before
-            patch.setattr(tl, name, InterpretedFunction(getattr(tl, name).fn))
-        patch.setattr(InterpreterBuilder, "create_fp_trunc", partial(rounded, InterpreterBuilder.create_fp_trunc))
-        yield module
+    module.core = module.tl.core  # the interpreter replaces the language that it finds among a kernel's globals
+    return module
 
 
 def rounded(plain, value, kind):
@@ -42,6 +38,12 @@ def rounded(plain, value, kind):
 @pytest.fixture
 def launched(monkeypatch, interpreted_kernels):
     """Kernels work on any device. Returns how often each was launched, by name."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    for name in ("sum", "zeros"):  # Triton's own library was imported before, so not for the interpreter
+        monkeypatch.setattr(tl, name, getattr(tl, name).fn)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", partial(rounded, InterpreterBuilder.create_fp_trunc))
     counts = Counter()
 
     def launch(kernel, grid, *arguments, **constants):
@@ -49,8 +51,9 @@ def launched(monkeypatch, interpreted_kernels):
         with _disable_current_modes():
             kernel[grid](*map(data, arguments), **constants)
 
-    monkeypatch.setattr(launches, "launch", launch)
-    monkeypatch.setattr(launches, "_kernels", lambda: interpreted_kernels)
-    for user in ("mth.tickets.launches", "mth.tickets.ticket"):
-        monkeypatch.setattr(f"{user}.available", lambda device: True)
+    for module in (launches, products):
+        monkeypatch.setattr(module, "launch", launch)
+        monkeypatch.setattr(module, "kernels", lambda: interpreted_kernels)
+    for works in ("ticket.moves_work", "route.products_work"):
+        monkeypatch.setattr(f"mth.tickets.{works}", lambda device: True)
     return counts

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map
 
 import mth
-from mth.tickets import launches
+from mth.tickets import trial
 
 PACKAGE = str(Path(mth.__file__).parent)
 DEVICE = torch.device("cuda", 0)
@@ -222,7 +222,7 @@ def pretended_gpu() -> Iterator[Waits]:
             for name, value in fake.items():
                 patch.setattr(torch.cuda, name, value)
             patch.setattr(torch, "tensor", tensor)
-            patch.setattr(launches, "_tried", lambda device: False)  # no kernels, unless the fixture `launched` interprets them
+            patch.setattr(trial, "_tried", lambda *_: False)  # no kernels, unless the fixture `launched` interprets them
             patch.setenv("TORCH_COMPILE_DISABLE", "1")  # a compiler would look for kernels of the device
             patch.setattr(nn.Module, "to", to)
             with Dispatch():

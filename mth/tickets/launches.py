@@ -5,14 +5,10 @@ A table holds the addresses of the tensors and of their indices. It is made anew
 
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
-
-from mth.foundations.errors import first_line
 
 KEPT_TABLES = 2  # the model's, and that of a copy that generates
 WAITING_BYTES = 2**27  # of gradients that wait for their launch
@@ -62,17 +58,16 @@ def tables_of(tensors: Mapping[str, torch.Tensor], indices: Mapping[str, torch.T
         if place.stop > place.start:
             row = tensor.data_ptr(), 0 if index is None else index.data_ptr(), place.start, place.stop - place.start
             kinds[tensor.dtype, None if index is None else index.dtype].append(row)
-    most, device = _kernels().MOST, next(iter(tensors.values())).device
+    most, device = kernels().MOST, next(iter(tensors.values())).device
     return [_table(rows[at : at + most], kind, device) for kind, rows in kinds.items() for at in range(0, len(rows), most)]
 
 
 def move(what: str, tables: list[Table], flat: torch.Tensor) -> None:
     """ "read", "write" or "add" the entries, see mth.tickets.kernels.move_entries; one launch a table. flat: contiguous [K]."""
-    kernels = _kernels()
+    most, block = kernels().MOST, kernels().BLOCK
     for table in tables:
         constants = {"WHAT": what, "ELEMENT": _type(table.dtype), "INDEX": None if table.index_dtype is None else _type(table.index_dtype)}
-        sizes = {"MOST": kernels.MOST, "BLOCK": kernels.BLOCK}
-        launch(kernels.move_entries, (table.blocks,), flat, table.rows, table.rows.shape[1], **constants, **sizes)
+        launch(kernels().move_entries, (table.blocks,), flat, table.rows, table.rows.shape[1], **constants, MOST=most, BLOCK=block)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -81,41 +76,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
-def available(device: torch.device) -> bool:
-    """Returns True if kernels can be used: on a GPU with Triton, where a trial gives what torch gives. Says in one line if it does not."""
-    return device.type == "cuda" and find_spec("triton") is not None and _tried(device)
-
-
-@cache
-def _tried(device: torch.device) -> bool:
-    try:
-        _trial(device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # triton, the C compiler and the driver raise many types
-        tqdm.write(
-            f"a ticket's kernels do not work here, so torch does their work, slower: {type(error).__name__}: {first_line(error, 160)}"
-        )
-        return False
-    return True
-
-
-def _trial(device: torch.device) -> None:
-    """Raise RuntimeError if entries do not end where they should."""
-    place = partial(torch.tensor, device=device)
-    tensors = {"some": place([[1.0, 2.0], [3.0, 4.0]], dtype=torch.bfloat16), "all": place([5.0, 6.0], dtype=torch.bfloat16)}
-    indices = {"some": place([1, 2], dtype=torch.int32), "all": None}
-    tables, flat = tables_of(tensors, indices, {"some": slice(0, 2), "all": slice(2, 4)}), place([10.0, 20.0, 30.0, 40.0])
-    move("add", tables, flat)
-    move("write", tables, flat * 2)
-    move("read", tables, flat)
-    found = [*flat.tolist(), *tensors["some"].flatten().tolist(), *tensors["all"].tolist()]
-    if found != [24.0, 46.0, 70.0, 92.0, 1.0, 24.0, 46.0, 4.0, 70.0, 92.0]:
-        raise RuntimeError(f"a trial gave {found}")
-
-
 def _table(rows: list[Row], kind: tuple[torch.dtype, torch.dtype | None], device: torch.device) -> Table:
-    block, blocks, firsts = _kernels().BLOCK, 0, []
+    block, blocks, firsts = kernels().BLOCK, 0, []
     for *_, count in rows:
         firsts.append(blocks)
         blocks += -(-count // block)
@@ -124,11 +86,11 @@ def _table(rows: list[Row], kind: tuple[torch.dtype, torch.dtype | None], device
 
 
 @cache
-def _kernels() -> Any:
+def kernels() -> Any:
     """The kernels, whose module needs triton and is imported on first use."""
-    from mth.tickets import kernels
+    import mth.tickets.kernels
 
-    return kernels
+    return mth.tickets.kernels
 
 
 def _type(dtype: torch.dtype) -> Any:

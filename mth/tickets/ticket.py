@@ -12,7 +12,8 @@ from torch import nn
 
 from mth.foundations.errors import require
 from mth.tickets.indices import Indices, mask_sha256
-from mth.tickets.launches import KEPT_TABLES, Table, Waiting, available, move, tables_of
+from mth.tickets.launches import KEPT_TABLES, Table, Waiting, move, tables_of
+from mth.tickets.trial import moves_work
 
 OWNER = "_ticket"  # attribute of a parameter: weak reference to the ticket that takes its gradients
 
@@ -44,7 +45,7 @@ class Ticket:
         self.dense_norm = dense_norm
         self.sampled: frozenset[str] = frozenset()
         self.patterns: dict[tuple[str, bool], Any] = {}  # kept by mth.tickets.sampled_gradients from update to update
-        self.few_launches = available(device)  # kernels of mth.tickets.launches move the entries
+        self.few_launches = moves_work(device)  # kernels of mth.tickets.launches move the entries
         self._tables: dict[tuple[Any, ...], list[Table] | None] = {}
         self._waiting: weakref.WeakValueDictionary[int, Waiting] = weakref.WeakValueDictionary()  # by backward, which keeps them alive
         self.slices: dict[str, slice] = {}
@@ -120,7 +121,7 @@ class Ticket:
         self.indices = {name: None if index is None else index.to(device) for name, index in self.indices.items()}
         self.patterns.clear()
         self._tables.clear()
-        self.few_launches = available(device)
+        self.few_launches = moves_work(device)
 
     @torch.no_grad()
     def finish_gradient(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mth.tickets import launches
+from mth.tickets import launches, products, trial
 from mth.tickets.ticket import Ticket
 from tests.tickets.models import backward, ticket_of
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("launched")
 def pair(model, twin, monkeypatch, make):
     """The same ticket with kernels, on the model, and without, on its twin."""
     with monkeypatch.context() as patch:
-        patch.setattr("mth.tickets.ticket.available", lambda device: False)
+        patch.setattr("mth.tickets.ticket.moves_work", lambda device: False)
         without = make(twin)
     made = make(model)
     assert made.few_launches and not without.few_launches
@@ -200,9 +200,13 @@ def test_a_gradient_that_a_foreign_loop_has_cleared(small_model):
 
 
 def test_kernels_are_tried_before_they_are_used(monkeypatch, capsys):
-    launches._trial(torch.device("cpu"))
-    monkeypatch.setattr(launches, "launch", lambda *arguments, **constants: None)
-    assert launches._tried.__wrapped__(torch.device("cpu")) is False
-    assert (
-        "a ticket's kernels do not work here, so torch does their work, slower: RuntimeError: a trial gave [10.0" in capsys.readouterr().out
-    )
+    cpu = torch.device("cpu")
+    trials = {trial._try_moves: "moved entries became [10.0, 20.0", trial._try_products: "a sum of products is wrong"}
+    for each in trials:
+        each(cpu)
+    for module in (launches, products):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **constants: None)
+    for each, why in trials.items():
+        assert trial._tried.__wrapped__(cpu, each) is False
+        assert f"a ticket's kernels do not work here, so torch does their work, slower: RuntimeError: {why}" in capsys.readouterr().out
+    assert not trial.moves_work(cpu) and not trial.products_work(cpu)
