@@ -58,7 +58,7 @@ def tables_of(tensors: Mapping[str, torch.Tensor], indices: Mapping[str, torch.T
         if place.stop > place.start:
             row = tensor.data_ptr(), 0 if index is None else index.data_ptr(), place.start, place.stop - place.start
             kinds[tensor.dtype, None if index is None else index.dtype].append(row)
-    most, device = kernels().MOST, next(iter(tensors.values())).device
+    most, device = kernels().MOST, next((tensor.device for tensor in tensors.values()), None)
     return [_table(rows[at : at + most], kind, device) for kind, rows in kinds.items() for at in range(0, len(rows), most)]
 
 
@@ -71,12 +71,12 @@ def move(what: str, tables: list[Table], flat: torch.Tensor) -> None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Start a kernel on the GPU of its first argument."""
-    with torch.cuda.device(arguments[0].device):
+    """Start a kernel on the device of its first argument, a tensor."""
+    with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
-def _table(rows: list[Row], kind: tuple[torch.dtype, torch.dtype | None], device: torch.device) -> Table:
+def _table(rows: list[Row], kind: tuple[torch.dtype, torch.dtype | None], device: torch.device | None) -> Table:
     block, blocks, firsts = kernels().BLOCK, 0, []
     for *_, count in rows:
         firsts.append(blocks)

@@ -241,7 +241,7 @@ def _gather_into(owner: "weakref.ref[Ticket]", name: str, parameter: nn.Paramete
 def _add_waiting(owner: "weakref.ref[Ticket]", waiting: Waiting) -> None:
     """At the end of a backward: add the gradients that still wait."""
     ticket = owner()
-    if ticket is not None and waiting.gradients:
+    if ticket is not None:
         ticket._add(waiting.take())
 
 
