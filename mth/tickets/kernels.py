@@ -1,6 +1,7 @@
 """Kernels for a GPU, in Triton: a ticket's entries moved in one launch, and sums over tokens at these entries. Needs triton to import.
 
-Every result is written once, and every sum has a fixed order: the same call gives the same bits.
+Every result is written once, and every sum has a fixed order: the same call gives the same bits. What varies from call to call is not
+specialized, because Triton would compile anew for a number that is one or a multiple of 16.
 """
 
 import triton
@@ -10,7 +11,7 @@ MOST = 512  # tensors of one table, a power of two
 BLOCK = 1024  # entries that one program moves
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def move_entries(
     flat, table, count, WHAT: tl.constexpr, ELEMENT: tl.constexpr, INDEX: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -42,7 +43,7 @@ def move_entries(
         tl.store(here, value, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def transpose(x, out, tokens, features, row, width, SIDE: tl.constexpr):
     """Copy x [tokens, features] with rows `row` apart to out [features, width]; what is behind the tokens becomes zero. By tiles of SIDE."""
     token = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
@@ -53,7 +54,7 @@ def transpose(x, out, tokens, features, row, width, SIDE: tl.constexpr):
     tl.store(out + feature[:, None].to(tl.int64) * width + token[None, :], tl.trans(tile), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tokens"])
 def sum_products(
     parts, dyt, xt, index, count, columns, tokens, span, dyt_row, xt_row, ADD: tl.constexpr, ENTRIES: tl.constexpr, TOKENS: tl.constexpr
 ):

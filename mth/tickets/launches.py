@@ -37,7 +37,8 @@ class Waiting:
         self.bytes = 0
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
-        self.gradients[name] = gradient
+        known = self.gradients.get(name)
+        self.gradients[name] = gradient if known is None else known + gradient
         self.bytes += gradient.numel() * gradient.element_size()
 
     @property

@@ -36,9 +36,9 @@ class Active(NamedTuple):
 def sampled_gradients(model: nn.Module, ticket: Ticket) -> Iterator[None]:
     """Within, backward computes the gradients of the tensors in `ticket.sampled` at their active entries; other gradients stay dense.
 
-    The model's modules are patched within the context only; outside they are torch's own. Needs about 4 bytes per active entry and 12 per
-    row or column of these tensors beside the ticket. Works with gradient accumulation, and with activation checkpointing as long as
-    backward runs within the context.
+    The model's modules are patched within the context only; outside they are torch's own. On a CPU this needs about 4 bytes per active
+    entry and 12 per row or column of these tensors beside the ticket, on a GPU a layer's operands once more. Works with gradient
+    accumulation, and with activation checkpointing as long as backward runs within the context.
     """
     weights = [ticket.parameters[name] for name in ticket.sampled]
     try:

@@ -165,8 +165,6 @@ class Ticket:
         if waiting is None:
             waiting = self._waiting[backward] = Waiting()
             torch.autograd.Variable._execution_engine.queue_callback(partial(_add_waiting, weakref.ref(self), waiting))
-        if name in waiting.gradients:
-            self._add(waiting.take())
         waiting.add(name, gradient)
         if waiting.enough:
             self._add(waiting.take())

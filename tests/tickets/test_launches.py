@@ -136,6 +136,13 @@ def test_gradients_wait_for_others_within_bounds(small_model, monkeypatch, launc
     assert torch.equal(ticket.values.grad, plain.values.grad)
 
 
+def test_gradients_of_one_tensor_are_added_while_they_wait():
+    waiting = launches.Waiting()
+    for value in (1.0, 2.0):
+        waiting.add("weight", torch.full((2,), value))
+    assert waiting.take()["weight"].tolist() == [3.0, 3.0] and not waiting.gradients and not waiting.bytes
+
+
 class Fails(torch.autograd.Function):
     """Fails in backward, after a gradient of the weight has come."""
 

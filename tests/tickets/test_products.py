@@ -22,7 +22,8 @@ SHAPES = {  # tokens, rows, columns, active entries
     "one column": (257, 40, 1, 13),
     "every entry": (64, 6, 7, 42),
     "few entries in many rows": (512, 200, 3, 9),
-    "several spans": (1500, 12, 16, 30),
+    "two spans": (500, 12, 16, 30),
+    "several spans": (1300, 12, 16, 30),
 }
 
 
@@ -45,7 +46,7 @@ def test_sums_are_those_of_fp64_and_repeat_their_bits(monkeypatch, random, name,
     x, dy = (torch.randn(tokens, width, generator=random).to(dtype) for width in (columns, rows))
     index = torch.randperm(rows * columns, generator=random)[:count].sort().values.int()
     expected = (dy.double().t() @ x.double()).flatten()[index.long()] + 2
-    monkeypatch.setattr(products, "PROGRAMS", 20 if name == "several spans" else 1)
+    monkeypatch.setattr(products, "PROGRAMS", 20 if name.endswith("spans") else 1)
     found = []
     for by_feature in (False, False, True):
         out = torch.full((count,), 2.0)
@@ -114,10 +115,10 @@ def test_other_architectures():
     for kind, make in OTHERS.items():
         with gpu.pretended_gpu():
             model = gpu.move(make())
-            ticket = ticket_of(model, 95)
+            ticket = ticket_of(model, 98)
             dense, _ = gradient_there(model, ticket, DENSE, 3, 20)
             sampled, _ = gradient_there(model, ticket, SAMPLED, 3, 20)
-        assert bool(ticket.sampled) == (kind[:4] != "gpt2")
+        assert bool(ticket.sampled) == (kind[:4] != "gpt2") and not any("head" in name or "embed" in name for name in ticket.sampled)
         torch.testing.assert_close(sampled, dense, rtol=1e-4, atol=1e-7)
 
 
