@@ -137,6 +137,9 @@ def in_quotes(value: str) -> str:
 
 def unreadable(key: str, value: str) -> str:
     """What to say of a value that Hydra cannot read."""
+    for first, last in ("[]", "{}", "()"):
+        if value.startswith(first) and value.count(first) > value.count(last):
+            return f"{key}={value} cannot be read: a {last} is missing; type '{key}={value}{last}'"
     return f"{key}={value} cannot be read; put the value in quotes: '{key}={in_quotes(value)}'"
 
 
