@@ -38,6 +38,9 @@ def without_percent(key: str, value: str) -> str:
 def as_meant(key: str, value: str, config_name: str = "config") -> str:
     """The value as Hydra is to read it. Raises UserError, saying what to type, for one that has no meaning for this key or several."""
     kind = known_keys(config_name)[key].type if key in known_keys(config_name) else ""
+    if key.endswith(".stop") and kind != "bool":  # a shell leaves \n as two characters
+        value = value.replace(r"\n", "\n").replace(r"\t", "\t")
+        return value if value == "null" or value[:1] in ("'", '"', "") else in_quotes(value)
     if kind == "str":
         return text(key, value)
     if kind in NUMBERS:
