@@ -5,20 +5,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
 
 from mth.config.schema import RolloutConfig
+from mth.foundations.errors import first_line
 from mth.foundations.progress import Bar, reply_bar
 from mth.foundations.seeds import uniforms
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
 from mth.rollout.engine import Completion, Request, check_fits
-from mth.rollout.hf.kv import GROUPED_ATTENTION, has_full_attention, remove_finished_rows, use_grouped_attention
-from mth.rollout.hf.prefill import forward, prefill
+from mth.rollout.hf.graph import captured
+from mth.rollout.hf.kv import can_group_attention, growing_cache, has_full_attention, remove_finished_rows, use_grouped_attention
+from mth.rollout.hf.prefill import prefill
+from mth.rollout.hf.steps import MIN_CAPTURED_TOKENS, Capture, FixedSteps, GrowingSteps, Step
 from mth.tickets.draw import model_parameters
 from mth.tickets.ticket import Ticket
 
-MIN_RUNNING_SHARE = 0.9  # finished rows leave the batch once a smaller share of its rows is still running
 TOKENS_BETWEEN_STOP_CHECKS = 8  # on a GPU, where each check waits for the device
 
 
@@ -39,6 +42,9 @@ class HfEngine:
             for parameter in self.model.parameters():  # buffers keep fp32 (rotary frequencies), as in a model loaded in bf16
                 parameter.data = parameter.data.to(dtype)
         self.values = ticket.values.data
+        self.captures = config.cuda_graphs and self.model.device.type == "cuda"
+        if self.captures and not (can_group_attention(self.model) and has_full_attention(growing_cache(self.model.config))):
+            self._give_up_capture("it needs sdpa and layers with full attention")
 
     def sync(self, values: torch.Tensor) -> int:
         """Use these ticket values [K]. A copy of the model is updated at once. Returns 0: no bytes are sent."""
@@ -67,7 +73,9 @@ class HfEngine:
                 for start in range(0, len(order), self.batch_size):
                     chosen = order[start : start + self.batch_size]
                     with use_grouped_attention(self.model):
-                        completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, stop_ids, bar)
+                        batch = [requests[i] for i in chosen]
+                        capture = self._captured if self.captures else None
+                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture)
                     bar.update(start + len(chosen) - bar.n)
                     for index, completion in zip(chosen, completions, strict=True):
                         results[index] = completion
@@ -75,6 +83,22 @@ class HfEngine:
             if swap:
                 self.ticket.write()
         return [completion for completion in results if completion is not None]
+
+    def _captured(self, step: Step) -> Step | None:
+        """The step as a CUDA graph; None if that fails or has failed."""
+        try:
+            return captured(step) if self.captures else None
+        except RuntimeError as error:
+            self._give_up_capture(first_line(error, 160))
+            return None
+
+    def _give_up_capture(self, why: str) -> None:
+        """Say once that steps are not captured. Later batches do not try."""
+        self.captures = False
+        name = type(self.model).__name__
+        tqdm.write(
+            f"warning: rollout.cuda_graphs: decoding is slower, because {name} cannot be captured ({why}); rollout.cuda_graphs=false hides this"
+        )
 
 
 def generate_batch(
@@ -84,8 +108,9 @@ def generate_batch(
     temperature: float,
     stop_ids: frozenset[int],
     bar: Bar | None = None,
+    capture: Capture | None = None,
 ) -> list[Completion]:
-    """Generate one completion per request in one batch. bar: counts the replies that have ended.
+    """Generate one completion per request in one batch. bar: counts the replies that have ended. capture: see FixedSteps; None: GrowingSteps.
 
     A row that reached a stop token may run on until finished rows are removed. What it samples after the stop token is cut off.
     """
@@ -97,22 +122,16 @@ def generate_batch(
     hidden, prompt_mask = hidden[repeat], prompt_mask[repeat]
     cache.batch_select_indices(repeat)
 
-    prompt_lengths = prompt_mask.sum(1)
-    width = prompt_mask.shape[1]
-    padded = not prompt_mask.all()
-    mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(requests), max_tokens)], 1)
-    sdpa = model._supports_attention_backend and model.config._attn_implementation in ("sdpa", GROUPED_ATTENTION)
-    if has_full_attention(cache) and sdpa:
-        mask = mask[:, None, None].bool()  # the form that attention layers take, which saves building it at every token
+    steps = decoding_steps(model, cache, prompt_mask, max_tokens, capture)
     noise = torch.from_numpy(np.stack([uniforms(request.seed, max_tokens) for request in requests])).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
     rows = torch.arange(len(requests), device=device)  # the request that each row of the batch belongs to
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    tokens = torch.zeros(max_tokens, len(requests), dtype=torch.long, device=device)
-    logprobs = torch.zeros(max_tokens, len(requests), device=device)
+    sampled: list[tuple[torch.Tensor, ...]] = []  # rows, tokens and log-probabilities of each step
+    logits = model.get_output_embeddings()(hidden)
     for step in range(max_tokens):
-        token, logprob = sample(model.get_output_embeddings()(hidden), noise[:, step], temperature)
-        tokens[step, rows], logprobs[step, rows] = token, logprob
+        token, logprob = sample(logits, noise[:, step], temperature)
+        sampled.append((rows, token, logprob))
         finished |= torch.isin(token, stops)
         if step + 1 == max_tokens:
             break
@@ -123,13 +142,35 @@ def generate_batch(
                 bar.update(ended_before + len(requests) - running.numel() - bar.n)
             if running.numel() == 0:
                 break
-            if running.numel() < MIN_RUNNING_SHARE * rows.numel():
+            if steps.few(running.numel(), rows.numel()):
                 order = remove_finished_rows(cache, finished, running)
-                state = (token, rows, finished, prompt_lengths, mask, noise)
-                token, rows, finished, prompt_lengths, mask, noise = (tensor[order] for tensor in state)
-        attention_mask = mask[..., : width + step + 1] if padded else None
-        hidden = forward(model, token.unsqueeze(1), attention_mask, (prompt_lengths + step).unsqueeze(1), cache)
-    return cut_at_stop(tokens.T, logprobs.T, stops)
+                token, rows, finished, noise = (tensor[order] for tensor in (token, rows, finished, noise))
+                steps.keep(order)
+        logits = steps(token)
+    return cut_at_stop(*by_request(sampled, len(requests), max_tokens), stops)
+
+
+def decoding_steps(
+    model: PreTrainedModel, cache: DynamicCache, prompt_mask: torch.Tensor, max_tokens: int, capture: Capture | None
+) -> GrowingSteps | FixedSteps:
+    """The steps that follow a prefill. prompt_mask [B, prompt]: 0 at padding. Those of fixed shape need sdpa and full attention."""
+    mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), max_tokens)], 1)
+    one_mask = has_full_attention(cache) and can_group_attention(model)
+    if one_mask:
+        mask = mask[:, None, None].bool()  # the form that attention layers take, which saves building it at every token
+    lengths = prompt_mask.sum(1)
+    if capture is not None and one_mask and max_tokens > MIN_CAPTURED_TOKENS:
+        return FixedSteps(model, cache, lengths, mask, capture)
+    return GrowingSteps(model, cache, lengths, None if prompt_mask.all() else mask, prompt_mask.shape[1])
+
+
+def by_request(sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and log-probabilities [count, max_tokens] of what each step sampled: rows, tokens, log-probabilities. 0 where nothing was."""
+    rows, token, logprob = (torch.cat(parts) for parts in zip(*sampled, strict=True))
+    steps = torch.arange(len(sampled)).repeat_interleave(torch.tensor([part[0].numel() for part in sampled])).to(rows.device)
+    tokens, logprobs = token.new_zeros(count, max_tokens), logprob.new_zeros(count, max_tokens)
+    tokens[rows, steps], logprobs[rows, steps] = token, logprob
+    return tokens, logprobs
 
 
 def cut_at_stop(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tensor) -> list[Completion]:
