@@ -1,6 +1,6 @@
 """The protocol of rollout engines: token ids in, token ids and log-probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,13 +33,23 @@ class Completion:
     stopped: bool
 
 
+Ended = Callable[[Sequence[tuple[int, Completion]]], None]  # takes places of requests and their completions
+
+
 class RolloutEngine(Protocol):
     """What the trainer needs of an engine. Code outside `mth.rollout` uses these three methods only."""
 
     def generate(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        stops: frozenset[int] = frozenset(),
+        ended: Ended | None = None,
     ) -> list[Completion]:
         """Return one completion per request, in order. stops: ids that end a completion beside the model's own.
+
+        ended: an engine may call it while it generates, with completions that have ended since, or with none. It gives each at most once.
 
         Temperature 0 decodes greedily and reports log-probabilities at temperature 1. Raises UserError if a prompt does not fit the context.
         """

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 
 from tqdm import tqdm
@@ -202,13 +203,29 @@ class Player:
         turn, unfinished = 0, list(enumerate(rollouts))
         while unfinished:
             requests = [Request(r.ids, derive_seed(*seed, names[i // group_size], i % group_size, turn)) for i, r in unfinished]
-            completions = self.engine.generate(requests, max_tokens, temperature, stops)
-            for (_, rollout), completion in zip(unfinished, completions, strict=True):
-                rollout.append_completion(completion, self.renderer.decode(completion, task.stop))
+            texts: dict[int, str] = {}  # of replies that ended while others were still generated
+            begin = {} if task.begin_scores is None else {"ended": partial(self._begin_scores, task, unfinished, texts)}
+            completions = self.engine.generate(requests, max_tokens, temperature, stops, **begin)
+            for place, completion in enumerate(completions):
+                text = texts[place] if place in texts else self.renderer.decode(completion, task.stop)
+                unfinished[place][1].append_completion(completion, text)
             turn, unfinished = turn + 1, [(i, rollout) for i, rollout in unfinished if self._goes_on(task, rollout)]
         for rollout, scores in zip(rollouts, task.scores([(rollout.episode, rollout.replies) for rollout in rollouts]), strict=True):
             rollout.scores = scores
         return rollouts
+
+    def _begin_scores(
+        self, task: Task, unfinished: Sequence[tuple[int, Rollout]], texts: dict[int, str], ended: Sequence[tuple[int, Completion]]
+    ) -> None:
+        """Begin to score the conversations that these replies certainly end. Leaves the replies' texts in `texts`."""
+        assert task.begin_scores is not None
+        played = []
+        for place, completion in ended:
+            rollout = unfinished[place][1]
+            texts[place] = self.renderer.decode(completion, task.stop)
+            if len(rollout.replies) + 1 == task.turns_of(rollout.episode):
+                played.append((rollout.episode, [*rollout.replies, texts[place]]))
+        task.begin_scores(played)
 
     def _goes_on(self, task: Task, rollout: Rollout) -> bool:
         """Append the user's next turn; False if there is none."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from mth.foundations.progress import Bar, reply_bar
 from mth.foundations.seeds import uniforms
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
-from mth.rollout.engine import Completion, Request, check_fits
+from mth.rollout.engine import Completion, Ended, Request, check_fits
 from mth.rollout.hf.graph import captured
 from mth.rollout.hf.kv import can_group_attention, growing_cache, has_full_attention, remove_finished_rows, use_grouped_attention
 from mth.rollout.hf.prefill import prefill
@@ -58,9 +59,17 @@ class HfEngine:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        stops: frozenset[int] = frozenset(),
+        ended: Ended | None = None,
     ) -> list[Completion]:
-        """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context."""
+        """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context.
+
+        `ended` is called on a GPU only: on a CPU, what it begins would take the cores that generate.
+        """
         check_fits(requests, max_tokens, usable_context(self.model.config))
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
@@ -74,8 +83,9 @@ class HfEngine:
                     chosen = order[start : start + self.batch_size]
                     with use_grouped_attention(self.model):
                         batch = [requests[i] for i in chosen]
+                        tell = None if ended is None or self.model.device.type == "cpu" else partial(_tell, ended, chosen)
                         capture = self._captured if self.captures else None
-                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture)
+                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture, tell)
                     bar.update(start + len(chosen) - bar.n)
                     for index, completion in zip(chosen, completions, strict=True):
                         results[index] = completion
@@ -101,6 +111,11 @@ class HfEngine:
         )
 
 
+def _tell(ended: Ended, chosen: Sequence[int], pairs: Sequence[tuple[int, Completion]]) -> None:
+    """Call `ended` with places among all requests. chosen: those of the batch."""
+    ended([(chosen[row], completion) for row, completion in pairs])
+
+
 def generate_batch(
     model: PreTrainedModel,
     requests: Sequence[Request],
@@ -109,9 +124,11 @@ def generate_batch(
     stop_ids: frozenset[int],
     bar: Bar | None = None,
     capture: Capture | None = None,
+    ended: Ended | None = None,
 ) -> list[Completion]:
     """Generate one completion per request in one batch. bar: counts the replies that have ended. capture: see FixedSteps; None: GrowingSteps.
 
+    ended: called with the completions of rows when they are removed, with none whenever rows are looked at, and with the others at the end.
     A row that reached a stop token may run on until finished rows are removed. What it samples after the stop token is cut off.
     """
     device, ended_before = model.device, bar.n if bar is not None else 0
@@ -142,12 +159,29 @@ def generate_batch(
                 bar.update(ended_before + len(requests) - running.numel() - bar.n)
             if running.numel() == 0:
                 break
-            if steps.few(running.numel(), rows.numel()):
+            few = steps.few(running.numel(), rows.numel())
+            if ended is not None:
+                gone = rows[finished] if few else rows[:0]
+                ended(completions_of(gone, sampled, len(requests), max_tokens, stops))
+            if few:
                 order = remove_finished_rows(cache, finished, running)
                 token, rows, finished, noise = (tensor[order] for tensor in (token, rows, finished, noise))
                 steps.keep(order)
         logits = steps(token)
-    return cut_at_stop(*by_request(sampled, len(requests), max_tokens), stops)
+    completions = cut_at_stop(*by_request(sampled, len(requests), max_tokens), stops)
+    if ended is not None:
+        ended([(row, completions[row]) for row in rows.tolist()])
+    return completions
+
+
+def completions_of(
+    rows: torch.Tensor, sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int, stops: torch.Tensor
+) -> list[tuple[int, Completion]]:
+    """These of the `count` requests, and what was sampled for them. See `by_request`."""
+    if rows.numel() == 0:
+        return []
+    tokens, logprobs = by_request(sampled, count, max_tokens)
+    return list(zip(rows.tolist(), cut_at_stop(tokens[rows], logprobs[rows], stops), strict=True))
 
 
 def decoding_steps(

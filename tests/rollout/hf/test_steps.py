@@ -122,6 +122,24 @@ def test_a_position_is_written_without_sorting_indices():
     assert (layer.keys[:, :, 7] == 2).all() and (layer.values[:, :, 7] == 3).all()
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_gpu_tells_each_reply_when_its_row_leaves(graphs):
+    told, model = [], model_of("qwen2")
+    with gpu.pretended_gpu():
+        engine = HfEngine(Policy(gpu.move(model), None, STOPS), ticket_of(model, 95), RolloutConfig(batch_size=8, cuda_graphs=graphs))
+        replies = engine.generate(requests(12), 40, 1.0, ended=told.append)
+    assert sorted(place for pairs in told for place, _ in pairs) == list(range(12))
+    assert all(completion == replies[place] for pairs in told for place, completion in pairs)
+    assert sum(map(bool, told)) > 2 and [] in told  # before the ends of the two batches, and without news
+    assert len(told[-1]) < 6
+
+
+def test_a_cpu_tells_nothing_early():
+    policy, told = Policy(model_of("qwen2"), None, STOPS), []
+    HfEngine(policy, ticket_of(policy.model, 95), RolloutConfig()).generate(requests(4), 8, 1.0, ended=told.append)
+    assert told == []
+
+
 def test_few_tokens_are_not_worth_a_capture():
     _, waits = generate_there("qwen2", tokens=16)
     assert waits.captures == 0
