@@ -66,8 +66,12 @@ class VllmEngine:
         temperature: float,
         stops: frozenset[int] = frozenset(),
         ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
-        """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled. `ended` is not called."""
+        """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled.
+
+        `ended` is not called, and vLLM gives no entropies.
+        """
         check_fits(requests, max_tokens, self.context)
         options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": sorted({*self.stop_ids, *stops})}
         replies = self.core.generate([request.prompt for request in requests], options, [request.seed for request in requests])
