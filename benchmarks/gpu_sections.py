@@ -18,6 +18,7 @@ import methods
 import numpy as np
 import torch
 import transformers
+from gpu_decoding import graphs, vllm_step
 from gpu_parts import attention, ceilings, head
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -374,9 +375,11 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "attention": attention,
     "packing": packing,
     "decoding": decoding,
+    "graphs": graphs,
     "ticket": ticket,
     "step-0.5b": lambda bench: step(bench, "0.5b"),
     "vllm": vllm,
+    "vllm-step": vllm_step,
     "trl": trl,
     "cells": cells,
 }

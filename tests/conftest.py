@@ -27,6 +27,17 @@ def pytest_collection_modifyitems(items):
     torch.set_num_threads(2)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """A test marked `cpu`, its fixtures and its processes find no GPU, also on a machine that has one."""
+    if item.get_closest_marker("cpu") is None:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where CI is set, a skip for a missing component is a failure."""

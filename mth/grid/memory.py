@@ -105,7 +105,10 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     sampled = [should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
     patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
     largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
-    gradient = sum(sizes) if config.optimizer.clip_norm is ClipNorm.dense else largest
+    width_of_sums = 4  # the norm of the dense gradient is that of fp32 sums
+    gradient = largest * width
+    if config.optimizer.clip_norm is ClipNorm.dense:
+        gradient = sum(sizes) * width_of_sums + (largest * width if width < width_of_sums else 0)
 
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
@@ -120,4 +123,4 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     copies = 2 if config.rollout.temperature == 1 else 3
     chunk = min(CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS_GPU, tokens * shape.vocab_size)
     logits = (4 * copies + (0 if on_cpu else width)) * chunk  # fp32, on a GPU beside those in the model's dtype
-    return int(tokens * kept * width) + logits + gradient * width + patterns
+    return int(tokens * kept * width) + logits + gradient + patterns

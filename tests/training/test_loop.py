@@ -54,6 +54,7 @@ def run(tmp_path, name, **sections):
     return train(make_config(**sections), tmp_path / name, tmp_path)
 
 
+@pytest.mark.cpu
 def test_golden_run(tmp_path):
     """A refactor leaves this run identical. Bits are compared where processor and torch are those of the record, elsewhere closely.
 
@@ -263,8 +264,8 @@ def test_run_folder_and_summary(uninterrupted):
 
 @pytest.fixture(scope="module")
 def played():
-    """One policy's rollouts with advantages, to compare updates on."""
-    config = make_config(train={"batch_size": 32})
+    """One policy's rollouts with advantages, to compare updates on. On the CPU, which alone has sampled gradients."""
+    config = make_config(train={"batch_size": 32}, model={"device": "cpu"})
     task, _ = load_tasks(config)
     policy = load_policy(config.model)
     ticket = draw_ticket(policy.model, config)
