@@ -27,10 +27,12 @@ LIMITS = {  # seconds
     "attention": 45,
     "packing": 40,
     "decoding": 70,
+    "graphs": 90,
     "ticket": 30,
     "kernel": 45,
     "step-0.5b": 90,
     "vllm": 150,
+    "vllm-step": 150,
     "trl": 90,
     "cells": 90,
 }

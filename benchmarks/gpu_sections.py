@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 from gpu_bench import Bench, model_of, ticket_of
+from gpu_decoding import graphs, vllm_step
 from gpu_parts import attention, ceilings, head
 from gpu_tickets import kernel, step, ticket
 
@@ -229,10 +230,12 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "attention": attention,
     "packing": packing,
     "decoding": decoding,
+    "graphs": graphs,
     "ticket": ticket,
     "kernel": kernel,
     "step-0.5b": lambda bench: step(bench, "0.5b"),
     "vllm": vllm,
+    "vllm-step": vllm_step,
     "trl": trl,
     "cells": cells,
 }

@@ -19,12 +19,23 @@ from mth.models.load import Policy
 from mth.models.tokenizer import load_tokenizer
 from mth.runs.lock import lock_run
 
-# verifiers cannot be installed beside vLLM: its tests run in an environment of their own (CONTRIBUTING.md).
+# verifiers cannot be installed beside vLLM: `make test` runs its tests in an environment of its own.
 collect_ignore = [] if importlib.util.find_spec("verifiers") else ["tasks/test_verifiers.py"]
 
 
 def pytest_collection_modifyitems(items):
     torch.set_num_threads(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """A test marked `cpu`, its fixtures and its processes find no GPU, also on a machine that has one."""
+    if item.get_closest_marker("cpu") is None:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
 
 
 @pytest.hookimpl(hookwrapper=True)

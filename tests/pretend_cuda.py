@@ -1,13 +1,14 @@
 """A pretended GPU: tensors that hold CPU data but say they are on cuda:0.
 
 An operation that mixes them with CPU tensors raises, as CUDA does. Each wait of the host for the device is counted by the line of mth that
-caused it. Results are those of the CPU. So the whole of `train` runs as on a GPU, apart from kernels and their speed.
+caused it. Results are those of the CPU. So the whole of `train` runs as on a GPU, apart from kernels and their speed. A graph keeps the
+operations of its capture, and its replay runs these on the same tensors and nothing else. A wait during a capture raises.
 """
 
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,12 @@ class Waits:
 
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
-        self.operations = 0
+        self.operations = self.captures = self.replays = 0
+        self.refused = False  # as torch.cuda.set_sync_debug_mode("error") does
 
     def add(self, kind: str) -> None:
+        if self.refused:
+            raise RuntimeError("called a synchronizing CUDA operation")
         frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
         where = f"{Path(frames[-1].filename).relative_to(PACKAGE)}:{frames[-1].name}" if frames else "elsewhere"
         self.found[f"{kind} {where}"] += 1
@@ -119,6 +123,48 @@ class Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(function, args, kwargs or {})
+
+
+class Graph:
+    """As torch.cuda.CUDAGraph. calls: operations with their arguments and results."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def replay(self) -> None:
+        WAITS.replays += 1
+        for function, args, kwargs, results in self.calls:
+            for before, now in zip(tree_flatten(results)[0], tree_flatten(function(*args, **kwargs))[0], strict=True):
+                if isinstance(before, OnDevice) and before.inner.data_ptr() != now.inner.data_ptr():
+                    before.inner.copy_(now.inner)
+
+
+class Capture(TorchDispatchMode):
+    """As torch.cuda.graph. Operations run during a capture too, which those that change nothing but their results allow."""
+
+    def __init__(self, graph: Graph, stream: Any = None, capture_error_mode: str = "") -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __enter__(self) -> Any:
+        WAITS.captures, WAITS.refused = WAITS.captures + 1, True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        WAITS.refused = False
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        self.graph.calls.append((function, args, kwargs or {}, results))
+        return results
+
+
+class Stream:
+    """As torch.cuda.Stream."""
+
+    def wait_stream(self, other: Any) -> None:
+        pass
 
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -214,6 +260,13 @@ def pretended_gpu() -> Iterator[Waits]:
         "synchronize": lambda *_: WAITS.add("explicit"),
         "max_memory_allocated": lambda *_: 1,
         "reset_peak_memory_stats": lambda *_: None,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nullcontext,
+        "get_sync_debug_mode": lambda: "default",
+        "set_sync_debug_mode": lambda mode: setattr(WAITS, "refused", mode == "error"),
+        "CUDAGraph": Graph,
+        "graph": Capture,
     }
     settings = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory

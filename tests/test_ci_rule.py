@@ -1,4 +1,4 @@
-"""What holds for all tests: in CI a skipped test is a failure, and a test that fails leaves no process behind."""
+"""What holds for all tests: in CI a skip is a failure, a test that fails leaves no process behind, and the mark `cpu` hides GPUs."""
 
 import os
 import subprocess
@@ -39,3 +39,28 @@ def test_a_test_that_fails_leaves_no_process_behind(tmp_path):
     for pid in pids:
         status = Path(f"/proc/{pid}/stat")
         assert not status.exists() or status.read_text().split()[2] == "Z"
+
+
+WITH_A_GPU = """
+import os, pytest, torch
+torch.cuda.is_available = lambda: True
+
+@pytest.fixture(scope="module")
+def found():
+    return torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+@pytest.mark.cpu
+def test_marked(found):
+    assert found == (torch.cuda.is_available(), os.environ["CUDA_VISIBLE_DEVICES"]) == (False, "")
+
+def test_other():
+    assert torch.cuda.is_available() and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+"""
+
+
+def test_a_test_marked_cpu_finds_no_gpu(tmp_path):
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(WITH_A_GPU)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=cpu", "--rootdir", tmp_path, tmp_path]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": "3"}).stdout
+    assert "2 passed" in said, said

@@ -26,7 +26,7 @@ from tests.conftest import make_config
 @pytest.fixture(scope="module", params=["matrices", "magnitude"])
 def run(request, tmp_path_factory):
     """The folder of a finished run, and the state of its trained model."""
-    folder, config = tmp_path_factory.mktemp("run"), make_config(mask={"family": request.param})
+    folder, config = tmp_path_factory.mktemp("run"), make_config(mask={"family": request.param}, model={"device": "cpu"})
     policy = load_policy(config.model)
     ticket = draw_ticket(policy.model, config)
     ticket.values.data.mul_(1.1)

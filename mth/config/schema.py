@@ -188,6 +188,7 @@ class RolloutConfig:
         None, "number format of the generating weights; null: the model's", matters=lambda c: c.rollout.dtype is not c.model.dtype
     )
     batch_size: int = key(256, "sequences generated at a time", least=1)
+    cuda_graphs: bool = key(True, "hf on a GPU: launch all kernels of a token at once; false: one after another", place=True)
     context: int | None = key(
         None, "vLLM: most tokens of prompt and reply; null: the model's", least=2, matters=lambda c: c.rollout.engine != "hf"
     )

@@ -106,7 +106,10 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
     head = () if on_cpu else (shape.vocab_size, shape.hidden_size)  # a GPU never samples the gradients of head and embedding
     sampled = [dims != head and should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
     largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
-    gradient = width * (sum(sizes) if config.optimizer.clip_norm is ClipNorm.dense else largest)
+    width_of_sums = 4  # the norm of the dense gradient is that of fp32 sums
+    gradient = largest * width
+    if config.optimizer.clip_norm is ClipNorm.dense:
+        gradient = sum(sizes) * width_of_sums + (largest * width if width < width_of_sums else 0)
     gradient += 0 if on_cpu else min(WAITING_BYTES, width * sum(sizes))
 
     layers, hidden = shape.num_hidden_layers, shape.hidden_size

@@ -12,6 +12,7 @@ Prompt = tuple[str, tuple[str, ...]]
 Score = Callable[["Episode", Sequence[str]], dict[str, float]]
 Played = tuple["Episode", Sequence[str]]  # an episode and the replies to its turns
 ScoreAll = Callable[[Sequence[Played]], list[dict[str, float]]]
+BeginScores = Callable[[Sequence[Played]], None]
 Respond = Callable[["Episode", Sequence[str]], str | None]  # episode, replies so far -> the next user turn, or None at the end
 
 
@@ -40,7 +41,8 @@ class Task:
     stop: text that ends a reply, besides the model's own end; empty for none. worked: examples, question and reply, to put before a prompt.
     raw_form: how a question is written in a raw prompt. respond: gives the user's turns that depend on the replies, once all of an episode's
     `turns` are answered; None ends the conversation. It must be a function of its arguments alone. most_turns: where a conversation with
-    `respond` ends in any case.
+    `respond` ends in any case. begin_scores: for tasks whose scores take other processes a while: begins with episodes that have ended, while
+    others are still generated, and does not wait. It is also called with none, now and then. It changes no score.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Task:
     raw_form: str = "{}"
     respond: Respond | None = None
     most_turns: int = 0
+    begin_scores: BeginScores | None = None
 
     def scores(self, played: Sequence[Played]) -> list[dict[str, float]]:
         """The score of each episode."""

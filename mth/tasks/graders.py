@@ -40,13 +40,16 @@ def environment(reply: str, gold: str) -> float:
     return float(reply == gold != "")
 
 
+Job = tuple[str, str, float]  # boxed answer, gold, most seconds of CPU time
+
+
 @dataclass
 class Worker:
-    """A process of the pool. job: position of the answer that it grades, or None. waited: seconds since it was asked or started."""
+    """A process of the pool. job: what it grades, or None. waited: seconds since it was asked or started."""
 
     process: subprocess.Popen[str]
     ready: bool = False
-    job: int | None = None
+    job: Job | None = None
     waited: float = 0.0
 
 
@@ -60,6 +63,9 @@ class Pool:
         self.command = command
         self.stalled = stalled
         self.workers: list[Worker] = []
+        self.waiting: deque[Job] = deque()
+        self.lost: set[Job] = set()  # whose worker has died once
+        self.done: dict[Job, float | None] = {}  # grades that nobody has asked for since they are known
         atexit.register(self.close)
 
     def grade(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[float | None]:
@@ -67,52 +73,77 @@ class Pool:
 
         Raises UserError if a worker does not start.
         """
-        grades: list[float | None] = [None] * len(pairs)
-        todo, lost = deque(range(len(pairs))), set()
+        jobs = [(*pair, seconds) for pair in pairs]
+        self.begin(pairs, seconds)
+        while any(job not in self.done for job in jobs):
+            self._turn(SLICE)
+        found = [self.done[job] for job in jobs]
+        for job in set(jobs):
+            del self.done[job]
+        return found
+
+    def begin(self, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
+        """Begin to grade pairs, and hand out what has been waiting, without waiting for a grade. `grade` then finds what is known.
+
+        Raises UserError if a worker does not start.
+        """
+        known = {*self.done, *self.waiting, *(worker.job for worker in self.workers)}
+        self.waiting += [job for job in dict.fromkeys((*pair, seconds) for pair in pairs) if job not in known]
+        self._turn(0)
+
+    def _turn(self, patience: float) -> None:
+        """Hand out what is waiting and take what is graded. patience: how long to wait for the first grade, in seconds."""
         try:
-            while todo or any(worker.job is not None for worker in self.workers):
-                self._hand_out(todo, pairs, seconds)
-                for worker in self._answered():
-                    line, job = (worker.process.stdout.readline() if worker.process.stdout else "").strip(), worker.job
-                    if line:
-                        worker.ready, worker.job, worker.waited = True, None, 0.0
-                        if job is not None:
-                            grades[job] = float(line == "1")
-                    elif self._bury(worker) != -signal.SIGPROF and job is not None and job not in lost:
-                        lost.add(job)
-                        todo.append(job)
+            self._hand_out()
+            for worker in self._answered(patience):
+                line, job = (worker.process.stdout.readline() if worker.process.stdout else "").strip(), worker.job
+                if line:
+                    worker.ready, worker.job, worker.waited = True, None, 0.0
+                    if job is not None:
+                        self._keep(job, float(line == "1"))
+                    continue
+                status = self._bury(worker)
+                if job is not None and (status == -signal.SIGPROF or job in self.lost):
+                    self._keep(job, None)
+                elif job is not None:
+                    self.lost.add(job)
+                    self.waiting.append(job)
+            self._hand_out()
         except BaseException:
             self.close()  # an interrupted call must not leave answers in the pipes for the next one
             raise
-        return grades
 
-    def _hand_out(self, todo: deque[int], pairs: Sequence[tuple[str, str]], seconds: float) -> None:
+    def _keep(self, job: Job, grade: float | None) -> None:
+        self.done[job] = grade
+        self.lost.discard(job)
+
+    def _hand_out(self) -> None:
         """Give an answer to each idle worker; start workers while there are more answers than workers."""
         for worker in self.workers:
-            if todo and worker.ready and worker.job is None and worker.process.stdin:
-                worker.job, worker.waited = todo.popleft(), 0.0
+            if self.waiting and worker.ready and worker.job is None and worker.process.stdin:
+                worker.job, worker.waited = self.waiting.popleft(), 0.0
                 try:
-                    worker.process.stdin.write(json.dumps([*pairs[worker.job], seconds]) + "\n")
+                    worker.process.stdin.write(json.dumps(worker.job) + "\n")
                     worker.process.stdin.flush()
                 except OSError:  # it has ended, which `_answered` finds
                     pass
         starting = sum(not worker.ready for worker in self.workers)
-        for _ in range(min(len(todo) - starting, self.size - len(self.workers))):
+        for _ in range(min(len(self.waiting) - starting, self.size - len(self.workers))):
             # A new session: Ctrl-C on the training run must not kill the worker and turn a right answer into 0.
             pipe, null = subprocess.PIPE, subprocess.DEVNULL
             process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=null, text=True, start_new_session=True)
             self.workers.append(Worker(process))
 
-    def _answered(self) -> list[Worker]:
-        """Wait until a worker has written or ended. Kills those that have stalled."""
+    def _answered(self, patience: float) -> list[Worker]:
+        """Wait until a worker has written or ended, for `patience` seconds at most. Kills those that have stalled."""
         busy = {
             worker.process.stdout: worker
             for worker in self.workers
             if worker.process.stdout and (worker.job is not None or not worker.ready)
         }
-        found = wait([stream.fileno() for stream in busy], SLICE)
+        found = wait([stream.fileno() for stream in busy], patience)
         for worker in busy.values() if not found else ():
-            worker.waited += SLICE
+            worker.waited += patience
             if worker.waited >= self.stalled:
                 worker.process.kill()
         return [worker for stream, worker in busy.items() if stream.fileno() in found]
@@ -126,7 +157,9 @@ class Pool:
         return status
 
     def close(self) -> None:
-        """Kill the workers. The next call starts new ones."""
+        """Kill the workers and forget what they were to grade. The next call starts new ones."""
+        self.waiting.clear()
+        self.lost.clear()
         while self.workers:
             end(self.workers.pop().process)
 
@@ -152,14 +185,25 @@ def math_verify(answers: Sequence[tuple[str, str]], seconds: float, pool: Pool =
 
     answers: pairs (reply, gold). Grades them in parallel. Remembers grades, but not that an answer took too long.
     """
-    pairs = [((last_boxed(reply) or "").strip(), gold.strip()) for reply, gold in answers]
-    known = {pair: grade for pair in pairs if (grade := _grades.get(pair, at_once(*pair))) is not None}
+    pairs, known = _known(answers)
     open_pairs = [pair for pair in dict.fromkeys(pairs) if pair not in known]
     found = dict(zip(open_pairs, pool.grade(open_pairs, seconds), strict=True))
     if len(_grades) + len(found) > CACHED:
         _grades.clear()
     _grades.update({pair: grade for pair, grade in found.items() if grade is not None})
     return [known[pair] if pair in known else found[pair] for pair in pairs]
+
+
+def begin_math_verify(answers: Sequence[tuple[str, str]], seconds: float, pool: Pool = _pool) -> None:
+    """Begin to grade what `math_verify` will be asked for, without waiting. Call it now and then, with nothing new too: workers get their next answers."""
+    pairs, known = _known(answers)
+    pool.begin([pair for pair in pairs if pair not in known], seconds)
+
+
+def _known(answers: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], dict[tuple[str, str], float]]:
+    """Pairs (boxed, gold) of pairs (reply, gold), and the grades that need no worker."""
+    pairs = [((last_boxed(reply) or "").strip(), gold.strip()) for reply, gold in answers]
+    return pairs, {pair: grade for pair in pairs if (grade := _grades.get(pair, at_once(*pair))) is not None}
 
 
 def at_once(boxed: str, gold: str) -> float | None:

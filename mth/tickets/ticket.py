@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,8 +32,8 @@ class Ticket:
     entries only. `base_sha256` identifies the model that the ticket was drawn from, by its values at the active entries.
 
     dense_norm: keep the dense gradients until `finish_gradient`, which needs them for the norm over the whole model. This costs the memory
-    of one full gradient in the model's dtype, and computes gradients of tensors without active entries too. Micro-batches then add up in
-    that dtype, so in bf16 the result depends slightly on their size.
+    of one full gradient in fp32, and computes gradients of tensors without active entries too. Micro-batches add up in fp32, whatever the
+    model's dtype.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], indices: Indices, dense_norm: bool = False) -> None:
@@ -43,6 +43,7 @@ class Ticket:
         self.mask_sha256 = mask_sha256(self.shapes, indices)
         self.indices = {name: None if index is None else torch.from_numpy(index).to(device) for name, index in indices.items()}
         self.dense_norm = dense_norm
+        self.dense: dict[str, torch.Tensor] = {}  # dense_norm: sums of the gradients of parameters that are not fp32
         self.sampled: frozenset[str] = frozenset()
         self.patterns: dict[tuple[str, bool], Any] = {}  # kept by mth.tickets.sampled_gradients from update to update
         self.few_launches = moves_work(device)  # kernels of mth.tickets.launches move the entries
@@ -111,6 +112,7 @@ class Ticket:
         """Clear the flat gradient in place."""
         assert self.values.grad is not None
         self.values.grad.zero_()
+        self.dense.clear()
 
     @torch.no_grad()
     def to_device(self, device: torch.device) -> None:
@@ -131,9 +133,10 @@ class Ticket:
             return self.values.grad.norm()
         squares, gradients = [], {}
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                squares.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32) ** 2)
-                gradients[name], parameter.grad = parameter.grad, None
+            gradient = self.dense.pop(name, parameter.grad)
+            if gradient is not None:
+                squares.append(torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2)
+                gradients[name], parameter.grad = gradient, None
         self._add(gradients)
         return torch.stack(squares).sum().sqrt()
 
@@ -181,6 +184,15 @@ class Ticket:
         for name, gradient in gradients.items():
             self.values.grad[self.slices[name]] += self._take(name, gradient)
 
+    def _add_up(self, name: str, parameter: nn.Parameter) -> None:
+        if parameter.grad is None:
+            return
+        if name in self.dense:
+            self.dense[name] += parameter.grad
+        else:
+            self.dense[name] = parameter.grad.float()
+        parameter.grad = None
+
     def _tables_of(self, tensors: Mapping[str, torch.Tensor]) -> list[Table] | None:
         """Tables of these tensors, or None where torch moves the entries."""
         if not self.few_launches:
@@ -210,8 +222,9 @@ class Ticket:
             place = self.slices[name]
             setattr(parameter, OWNER, owner)
             parameter.requires_grad_(self.dense_norm or place.stop > place.start)
-            if parameter.requires_grad and not self.dense_norm:
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_gather_into, owner, name)))
+            take = Ticket._add_up if self.dense_norm else Ticket._gather
+            if parameter.requires_grad and not (self.dense_norm and parameter.dtype == torch.float32):
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_hand_over, owner, take, name)))
         self.detach = weakref.finalize(self, _let_go, self.parameters, before, hooks)
         self.detach.atexit = False
 
@@ -230,10 +243,10 @@ def attached_ticket(parameters: Iterable[nn.Parameter]) -> Ticket | None:
     return next((ticket for ticket in tickets if ticket is not None), None)
 
 
-def _gather_into(owner: "weakref.ref[Ticket]", name: str, parameter: nn.Parameter) -> None:
+def _hand_over(owner: "weakref.ref[Ticket]", take: Callable[[Ticket, str, nn.Parameter], None], name: str, parameter: nn.Parameter) -> None:
     ticket = owner()
     if ticket is not None:
-        ticket._gather(name, parameter)
+        take(ticket, name, parameter)
 
 
 def _add_waiting(owner: "weakref.ref[Ticket]", waiting: Waiting) -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: its sections on tiny shapes on the CPU, and how it runs them. vllm, trl and cells, which take longest, are not run."""
+"""benchmarks/gpu.py: its sections on tiny shapes on the CPU, and how it runs them. vllm, vllm-step, trl and cells, which take longest, are not run."""
 
 import json
 import subprocess
@@ -27,7 +27,10 @@ def measured(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("name", ["works", "ceilings", "step-0.5b", "head", "attention", "packing", "decoding", "ticket", "kernel"])
+SMALL_SECTIONS = ["works", "ceilings", "step-0.5b", "head", "attention", "packing", "decoding", "graphs", "ticket", "kernel"]
+
+
+@pytest.mark.parametrize("name", SMALL_SECTIONS)
 def test_a_section_measures(request, modules, capsys, name):
     _, sections = modules
     if name == "kernel":
@@ -40,6 +43,10 @@ def test_a_section_measures(request, modules, capsys, name):
     if name == "works":
         same = {row["to"]: row["same_bits"] for row in rows if row["what"] == "as it is, compared"}
         assert same == {"once more": True, "continued": True, "not deterministic": True}
+    if name == "graphs":
+        by_kind = {row["graphs"]: row["captures"] for row in rows if row["what"] == "decoding"}
+        assert by_kind[True] > 0 and by_kind[False] == 0
+        assert [row["share"] > 0.4 for row in rows if row["what"] == "equal replies"] == [True]  # bf16 rounds differently
     if name == "step-0.5b":
         assert {row["method"] for row in rows} >= {"floor", "ticket", "ticket-sampled", "full"}
     if name == "kernel":

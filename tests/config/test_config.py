@@ -107,7 +107,9 @@ def test_paper_and_as_run_differ_as_documented():
     assert (paper.algorithm.advantage.name, paper.algorithm.ratio.name, paper.algorithm.lag) == ("standardized", "clip", 0)
     assert (as_run.algorithm.advantage.name, as_run.algorithm.ratio.name, as_run.algorithm.lag) == ("centered", "drop", 1)
     assert (paper.optimizer.clip_norm.name, as_run.optimizer.clip_norm.name) == ("masked", "dense")
-    assert (as_run.model.dtype, as_run.rollout.dtype) == (Dtype.float32, Dtype.bfloat16)
+    assert as_run.model.dtype is paper.model.dtype is Dtype.bfloat16  # with fp32 master values in the ticket
+    embedded = load(compose(["algorithm=as_run"]))
+    assert (embedded.model.dtype, embedded.rollout.dtype) == (Dtype.float32, Dtype.bfloat16)
     assert (paper.optimizer.decay.name, as_run.optimizer.decay.name) == ("plain", "corrected")
     assert (as_run.algorithm.drop_low, as_run.algorithm.drop_high) == (0.125, 8.0)
     assert (paper.task.prompt.name, as_run.task.prompt.name) == ("paper", "environment")

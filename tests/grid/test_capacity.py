@@ -52,6 +52,7 @@ def test_cells_share_gpus_in_turn(two_gpus):
     assert found == [("GPU 0", 2, 2 * on_gpu, 80 * GIB), ("GPU 1", 1, on_gpu, 40 * GIB)]
 
 
+@pytest.mark.cpu
 def test_the_plan_says_what_cells_need_together(tmp_path):
     cells, models, _ = grid("mask_seed=0,1,2", "hydra.launcher.jobs=2")
     shown = plan_table(cells, place_cells(cells, tmp_path, tmp_path), models)

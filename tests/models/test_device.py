@@ -20,8 +20,6 @@ from mth.training.loop import train
 from tests.conftest import make_config
 from tests.pretend_cuda import DEVICE, pretended_gpu
 
-ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -32,7 +30,7 @@ def gpu(monkeypatch):
         yield monkeypatch
 
 
-@ON_CPU
+@pytest.mark.cpu
 def test_a_large_model_is_not_trained_on_a_cpu_by_mistake():
     assert resolve_device("auto", lambda: 300_000_000).type == "cpu"
     for call in (
@@ -48,7 +46,7 @@ def test_a_large_model_is_not_trained_on_a_cpu_by_mistake():
         resolve_device("cuda:1")
 
 
-@ON_CPU
+@pytest.mark.cpu
 def test_cells_of_large_models_ask_slurm_for_a_gpu():
     def gpus(parameters, device="auto", **launcher):
         config = make_config(model={"device": device})
@@ -84,7 +82,7 @@ def test_what_the_user_has_set_stays(gpu):
     assert "PYTORCH_ALLOC_CONF" not in os.environ
 
 
-@ON_CPU
+@pytest.mark.cpu
 def test_a_cpu_is_left_alone_and_recorded(tmp_path, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     train(make_config(train={"steps": 1, "batch_size": 4}, eval={"samples": 2, "every": 0}), tmp_path / "run", tmp_path)

@@ -79,7 +79,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_greedy_replies_equal_mths_own(folder):
-    policy = load_policy(ModelConfig(path=str(folder)))
+    policy = load_policy(ModelConfig(path=str(folder), device="cpu"))
     plain, model = AutoTokenizer.from_pretrained(folder, padding_side="left"), AutoModelForCausalLM.from_pretrained(folder)
     chats = [[{"role": "user", "content": question}] for question in questions()]
     batch = plain.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)

@@ -20,7 +20,7 @@ class Parrot:
     def __init__(self, tokenizer, texts, stopped=True):
         self.tokenizer, self.texts, self.stopped, self.seen = tokenizer, iter(texts), stopped, []
 
-    def generate(self, requests, max_tokens, temperature, stops=frozenset()):
+    def generate(self, requests, max_tokens, temperature, stops=frozenset(), **options):
         self.seen.append(requests)
         end = [self.tokenizer.eos_token_id] if self.stopped else []
         replies = [self.tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in next(self.texts)]
@@ -183,9 +183,9 @@ def test_a_text_ends_replies_and_is_no_part_of_them(tokenizer):
     asked = []
 
     class Recorder(Parrot):
-        def generate(self, requests, max_tokens, temperature, stops=frozenset()):
+        def generate(self, requests, max_tokens, temperature, stops=frozenset(), **options):
             asked.append(stops)
-            return super().generate(requests, max_tokens, temperature, stops)
+            return super().generate(requests, max_tokens, temperature, stops, **options)
 
     episode = Episode("e", ("5 * 17 =",), ("85",), raw=True)
     task = Task("t", [episode], [episode], lambda e, replies: {"reward": float(replies == [" 85"])}, stop="\n")
@@ -196,3 +196,34 @@ def test_a_text_ends_replies_and_is_no_part_of_them(tokenizer):
     assert stops == {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])} and len(stops) > 1
     with pytest.raises(UserError, match=r"^task\.stop='the end' is not one token of this tokenizer"):
         player.renderer.stops("the end")
+
+
+def test_scores_may_begin_while_others_are_generated(tokenizer):
+    """An engine gives some replies ahead, in its own order, and none at times. Scores, texts and their order stay the same."""
+    begun = []
+
+    class Early(Parrot):
+        def generate(self, requests, max_tokens, temperature, stops=frozenset(), ended=None, **options):
+            replies = super().generate(requests, max_tokens, temperature, stops, **options)
+            if ended is not None:
+                for places in ((3, 1), (), (0,)):
+                    ended([(place, replies[place]) for place in places if place < len(replies)])
+            return replies
+
+    def score(episode, replies):
+        return {"reward": float(replies[-1] == episode.truth[-1])}
+
+    one, two = Episode("one", ("q",), ("a",)), Episode("two", ("q", "again"), ("a", "b"))
+    texts = [["a", "c", "a", "d"], ["b", "a"]]
+    plain, early = (
+        Player(kind(tokenizer, texts), ChatRenderer(tokenizer)).rollout_episodes(
+            task, [one, two], group_size=2, max_tokens=8, temperature=1.0, seed=()
+        )
+        for kind, task in (
+            (Parrot, Task("t", [one], [two], score)),
+            (Early, Task("t", [one], [two], score, begin_scores=lambda played: begun.append([(e.uid, list(r)) for e, r in played]))),
+        )
+    )
+    assert [(r.ids, r.replies, r.scores) for r in early] == [(r.ids, r.replies, r.scores) for r in plain]
+    assert begun[:3] == [[("one", ["c"])], [], [("one", ["a"])]]  # `two` goes on
+    assert begun[3:] == [[("two", ["d", "a"])], [], [("two", ["a", "b"])]]

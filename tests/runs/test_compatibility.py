@@ -16,6 +16,7 @@ DATA = Path(__file__).parents[1] / "data"
 PINS = json.loads((DATA / "pins.json").read_text())
 
 
+@pytest.mark.cpu
 def test_an_old_run_folder_resumes(tmp_path):
     """Step 4 starts from the old checkpoint. Another processor rounds differently, so its metrics are only close."""
     old = tmp_path / "run"

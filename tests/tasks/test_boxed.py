@@ -29,6 +29,17 @@ def test_the_reward_and_what_else_is_reported(options, scores):
     assert task(**options).score(EPISODE, [r"\boxed{0.5}"]) == scores
 
 
+@pytest.mark.parametrize("options", [{}, {"grader": Grader.environment}, {"grader": Grader.math_verify}, {"every_grader": True}])
+def test_only_grades_of_the_library_begin_early(options, monkeypatch):
+    begun = []
+    monkeypatch.setattr(boxed, "begin_math_verify", lambda *arguments: begun.append(arguments))
+    begin = task(**options).begin_scores
+    if begin is not None:
+        begin([(EPISODE, ["a"])])
+    library = options.get("grader") is Grader.math_verify or "every_grader" in options
+    assert begun == ([([("a", r"\frac{1}{2}")], 20.0)] if library else [])
+
+
 def test_a_batch_is_graded_in_one_call_and_timeouts_are_counted(monkeypatch):
     calls = []
 

@@ -14,7 +14,7 @@ import pytest
 from mth.foundations.errors import UserError
 from mth.tasks import graders
 from mth.tasks.equivalence import same
-from mth.tasks.graders import LONGEST, Pool, environment, math_verify, strict
+from mth.tasks.graders import LONGEST, Pool, begin_math_verify, environment, math_verify, strict
 
 DATA = Path(__file__).parents[1] / "data"
 GSM8K = [gold.replace(",", "") for gold in (DATA / "gsm8k_test_gold.txt").read_text().split()]
@@ -147,6 +147,33 @@ def test_a_timeout_is_not_remembered_and_a_grade_is(fake, monkeypatch):
     other = Pool(1, (sys.executable, "-c", FAKE.replace("'burn'", "'no'").replace("'die'", "'a'")))
     assert math_verify([(r"\boxed{burn}", "x"), (r"another text, \boxed{a}", "x")], 0.2, other) == [1.0, 1.0]
     other.close()
+
+
+def test_what_has_begun_is_graded_once_while_others_go_on(tmp_path):
+    log = tmp_path / "asked"
+    code = FAKE.replace("    while", f"    print(boxed, file=open({str(log)!r}, 'a'), flush=True)\n    while")
+    pool = Pool(2, (sys.executable, "-c", code))
+    pool.begin([("a", ""), ("burn", ""), ("b", ""), ("a", "")], 0.3)
+    assert not pool.done  # it has waited for none
+    deadline = time.monotonic() + 20
+    while len(pool.done) < 3 and time.monotonic() < deadline:
+        pool.begin([("b", "")], 0.3)
+        time.sleep(0.01)
+    assert pool.grade([("burn", ""), ("b", ""), ("c", ""), ("a", "")], 0.3) == [None, 1.0, 1.0, 1.0]
+    assert sorted(log.read_text().split()) == ["a", "b", "burn", "c"] and not pool.done
+    pool.begin([("hang", ""), ("d", "")], 0.3)
+    pool.close()
+    assert not pool.waiting and not pool.workers and pool.grade([("d", "")], 0.3) == [1.0]
+    pool.close()
+
+
+def test_math_verify_finds_what_it_has_begun(fake, monkeypatch):
+    monkeypatch.setattr(graders, "_grades", {("old", "x"): 0.0})
+    answers = [(rf"\boxed{{{boxed}}}", "x") for boxed in ("a", "x", "old", "burn")]
+    begin_math_verify(answers, 0.3, fake)
+    asked = [*fake.waiting, *(worker.job for worker in fake.workers if worker.job)]
+    assert asked == [("a", "x", 0.3), ("burn", "x", 0.3)]
+    assert math_verify(answers, 0.3, fake) == [1.0, 1.0, 0.0, None]
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_zero():

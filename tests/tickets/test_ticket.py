@@ -131,6 +131,29 @@ def test_dense_norm_is_the_norm_of_the_whole_gradient(small_model):
     assert all(p.grad is None for p in small_model.parameters())
 
 
+@pytest.mark.parametrize("percent", [98, 0])
+def test_micro_batches_of_a_bf16_model_add_up_in_fp32(small_model, percent):
+    """What as_run ran: bf16 products, fp32 master values, fp32 sums. In bf16, a sum of 40 equal gradients is no 40 times one of them."""
+    model, count = small_model.to(torch.bfloat16), 40
+    ticket = ticket_of(model, percent, dense_norm=True)
+    backward(model, 3)
+    once = {name: gradient.clone() for name, gradient in ticket.dense.items()}
+    ticket.zero_gradient()
+    for _ in range(count):
+        backward(model, 3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    norm = ticket.finish_gradient()
+    expected = torch.cat([count * gradient.view(-1) for gradient in once.values()])
+    assert not torch.equal(expected, expected.to(torch.bfloat16).float())
+    torch.testing.assert_close(norm.double(), expected.double().norm(), rtol=1e-5, atol=0)
+    assert ticket.values.dtype is ticket.values.grad.dtype is torch.float32
+    for name, place in ticket.slices.items():
+        index = ticket.indices[name]
+        whole = count * once[name].view(-1)
+        torch.testing.assert_close(ticket.values.grad[place], whole if index is None else whole[index], rtol=1e-6, atol=0)
+    assert not ticket.dense
+
+
 def test_swapping_values_in_and_back(small_model):
     ticket = ticket_of(small_model, 95)
     before = {n: p.detach().clone() for n, p in small_model.named_parameters()}

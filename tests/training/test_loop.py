@@ -54,6 +54,7 @@ def run(tmp_path, name, **sections):
     return train(make_config(**sections), tmp_path / name, tmp_path)
 
 
+@pytest.mark.cpu
 def test_golden_run(tmp_path):
     """A refactor leaves this run identical. Bits are compared where processor and torch are those of the record, elsewhere closely.
 
@@ -166,10 +167,10 @@ def test_a_signal_interrupts_an_evaluation_and_loses_nothing(unharmed, tmp_path,
     calls, requests = itertools.count(1), listen()
     generate = HfEngine.generate
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if next(calls) == call:
             os.kill(os.getpid(), signal.SIGHUP)
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     try:
         with monkeypatch.context() as patch:
@@ -200,10 +201,10 @@ def test_an_engine_that_fails_at_any_moment_costs_nothing(unharmed, tmp_path, mo
     with monkeypatch.context() as patch:
         generate = HfEngine.generate
 
-        def fail(*arguments):
+        def fail(*arguments, **options):
             if next(calls) == call:
                 raise EngineError("the engine is gone")
-            return generate(*arguments)
+            return generate(*arguments, **options)
 
         patch.setattr(HfEngine, "generate", fail)
         with pytest.raises(EngineError):
@@ -263,8 +264,8 @@ def test_run_folder_and_summary(uninterrupted):
 
 @pytest.fixture(scope="module")
 def played():
-    """One policy's rollouts with advantages, to compare updates on."""
-    config = make_config(train={"batch_size": 32})
+    """One policy's rollouts with advantages, to compare updates on. On the CPU, which alone has sampled gradients."""
+    config = make_config(train={"batch_size": 32}, model={"device": "cpu"})
     task, _ = load_tasks(config)
     policy = load_policy(config.model)
     ticket = draw_ticket(policy.model, config)

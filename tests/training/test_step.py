@@ -35,7 +35,7 @@ def test_what_the_update_computes():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gradient_is_the_same_without_them(shared):
-    config = make_config(train={"batch_size": 16})
+    config = make_config(train={"batch_size": 16}, model={"device": "cpu"})
     task, _ = load_tasks(config)
     policy = load_policy(config.model)
     ticket = draw_ticket(policy.model, config)

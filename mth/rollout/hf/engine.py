@@ -2,23 +2,27 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
 
 from mth.config.schema import RolloutConfig
+from mth.foundations.errors import first_line
 from mth.foundations.progress import Bar, reply_bar
 from mth.foundations.seeds import uniforms
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
-from mth.rollout.engine import Completion, Request, check_fits
-from mth.rollout.hf.kv import GROUPED_ATTENTION, has_full_attention, remove_finished_rows, use_grouped_attention
-from mth.rollout.hf.prefill import forward, prefill
+from mth.rollout.engine import Completion, Ended, Request, check_fits
+from mth.rollout.hf.graph import captured
+from mth.rollout.hf.kv import can_group_attention, growing_cache, has_full_attention, remove_finished_rows, use_grouped_attention
+from mth.rollout.hf.prefill import prefill
+from mth.rollout.hf.steps import MIN_CAPTURED_TOKENS, Capture, FixedSteps, GrowingSteps, Step
 from mth.tickets.draw import model_parameters
 from mth.tickets.ticket import Ticket
 
-MIN_RUNNING_SHARE = 0.9  # finished rows leave the batch once a smaller share of its rows is still running
 TOKENS_BETWEEN_STOP_CHECKS = 8  # on a GPU, where each check waits for the device
 
 
@@ -39,6 +43,9 @@ class HfEngine:
             for parameter in self.model.parameters():  # buffers keep fp32 (rotary frequencies), as in a model loaded in bf16
                 parameter.data = parameter.data.to(dtype)
         self.values = ticket.values.data
+        self.captures = config.cuda_graphs and self.model.device.type == "cuda"
+        if self.captures and not (can_group_attention(self.model) and has_full_attention(growing_cache(self.model.config))):
+            self._give_up_capture("it needs sdpa and layers with full attention")
 
     def sync(self, values: torch.Tensor) -> int:
         """Use these ticket values [K]. A copy of the model is updated at once. Returns 0: no bytes are sent."""
@@ -52,9 +59,18 @@ class HfEngine:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        stops: frozenset[int] = frozenset(),
+        ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
-        """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context."""
+        """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context.
+
+        `ended` is called on a GPU only: on a CPU, what it begins would take the cores that generate.
+        """
         check_fits(requests, max_tokens, usable_context(self.model.config))
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: list[Completion | None] = [None] * len(requests)
@@ -67,7 +83,10 @@ class HfEngine:
                 for start in range(0, len(order), self.batch_size):
                     chosen = order[start : start + self.batch_size]
                     with use_grouped_attention(self.model):
-                        completions = generate_batch(self.model, [requests[i] for i in chosen], max_tokens, temperature, stop_ids, bar)
+                        batch = [requests[i] for i in chosen]
+                        tell = None if ended is None or self.model.device.type == "cpu" else partial(_tell, ended, chosen)
+                        capture = self._captured if self.captures else None
+                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture, tell, entropies)
                     bar.update(start + len(chosen) - bar.n)
                     for index, completion in zip(chosen, completions, strict=True):
                         results[index] = completion
@@ -75,6 +94,27 @@ class HfEngine:
             if swap:
                 self.ticket.write()
         return [completion for completion in results if completion is not None]
+
+    def _captured(self, step: Step) -> Step | None:
+        """The step as a CUDA graph; None if that fails or has failed."""
+        try:
+            return captured(step) if self.captures else None
+        except RuntimeError as error:
+            self._give_up_capture(first_line(error, 160))
+            return None
+
+    def _give_up_capture(self, why: str) -> None:
+        """Say once that steps are not captured. Later batches do not try."""
+        self.captures = False
+        name = type(self.model).__name__
+        tqdm.write(
+            f"warning: rollout.cuda_graphs: decoding is slower, because {name} cannot be captured ({why}); rollout.cuda_graphs=false hides this"
+        )
+
+
+def _tell(ended: Ended, chosen: Sequence[int], pairs: Sequence[tuple[int, Completion]]) -> None:
+    """Call `ended` with places among all requests. chosen: those of the batch."""
+    ended([(chosen[row], completion) for row, completion in pairs])
 
 
 def generate_batch(
@@ -84,9 +124,13 @@ def generate_batch(
     temperature: float,
     stop_ids: frozenset[int],
     bar: Bar | None = None,
+    capture: Capture | None = None,
+    ended: Ended | None = None,
+    entropies: bool = False,
 ) -> list[Completion]:
-    """Generate one completion per request in one batch. bar: counts the replies that have ended.
+    """Generate one completion per request in one batch. bar: counts the replies that have ended. capture: see FixedSteps; None: GrowingSteps.
 
+    ended: called with the completions of rows when they are removed, with none whenever rows are looked at, and with the others at the end.
     A row that reached a stop token may run on until finished rows are removed. What it samples after the stop token is cut off.
     """
     device, ended_before = model.device, bar.n if bar is not None else 0
@@ -97,22 +141,16 @@ def generate_batch(
     hidden, prompt_mask = hidden[repeat], prompt_mask[repeat]
     cache.batch_select_indices(repeat)
 
-    prompt_lengths = prompt_mask.sum(1)
-    width = prompt_mask.shape[1]
-    padded = not prompt_mask.all()
-    mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(requests), max_tokens)], 1)
-    sdpa = model._supports_attention_backend and model.config._attn_implementation in ("sdpa", GROUPED_ATTENTION)
-    if has_full_attention(cache) and sdpa:
-        mask = mask[:, None, None].bool()  # the form that attention layers take, which saves building it at every token
+    steps = decoding_steps(model, cache, prompt_mask, max_tokens, capture)
     noise = torch.from_numpy(np.stack([uniforms(request.seed, max_tokens) for request in requests])).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
     rows = torch.arange(len(requests), device=device)  # the request that each row of the batch belongs to
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    tokens = torch.zeros(max_tokens, len(requests), dtype=torch.long, device=device)
-    logprobs = torch.zeros(max_tokens, len(requests), device=device)
+    sampled: list[tuple[torch.Tensor, ...]] = []  # of each step, see `by_request`
+    logits = model.get_output_embeddings()(hidden)
     for step in range(max_tokens):
-        token, logprob = sample(model.get_output_embeddings()(hidden), noise[:, step], temperature)
-        tokens[step, rows], logprobs[step, rows] = token, logprob
+        token, *numbers = sample(logits, noise[:, step], temperature, entropies)
+        sampled.append((rows, token, *numbers))
         finished |= torch.isin(token, stops)
         if step + 1 == max_tokens:
             break
@@ -123,30 +161,76 @@ def generate_batch(
                 bar.update(ended_before + len(requests) - running.numel() - bar.n)
             if running.numel() == 0:
                 break
-            if running.numel() < MIN_RUNNING_SHARE * rows.numel():
+            few = steps.few(running.numel(), rows.numel())
+            if ended is not None:
+                gone = rows[finished] if few else rows[:0]
+                ended(completions_of(gone, sampled, len(requests), max_tokens, stops))
+            if few:
                 order = remove_finished_rows(cache, finished, running)
-                state = (token, rows, finished, prompt_lengths, mask, noise)
-                token, rows, finished, prompt_lengths, mask, noise = (tensor[order] for tensor in state)
-        attention_mask = mask[..., : width + step + 1] if padded else None
-        hidden = forward(model, token.unsqueeze(1), attention_mask, (prompt_lengths + step).unsqueeze(1), cache)
-    return cut_at_stop(tokens.T, logprobs.T, stops)
+                token, rows, finished, noise = (tensor[order] for tensor in (token, rows, finished, noise))
+                steps.keep(order)
+        logits = steps(token)
+    completions = cut_at_stop(by_request(sampled, len(requests), max_tokens), stops)
+    if ended is not None:
+        ended([(row, completions[row]) for row in rows.tolist()])
+    return completions
 
 
-def cut_at_stop(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tensor) -> list[Completion]:
-    """Cut tokens [B, T] and their log-probabilities [B, T] after each row's first stop token."""
+def completions_of(
+    rows: torch.Tensor, sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int, stops: torch.Tensor
+) -> list[tuple[int, Completion]]:
+    """These of the `count` requests, and what was sampled for them. See `by_request`."""
+    if rows.numel() == 0:
+        return []
+    columns = [column[rows] for column in by_request(sampled, count, max_tokens)]
+    return list(zip(rows.tolist(), cut_at_stop(columns, stops), strict=True))
+
+
+def decoding_steps(
+    model: PreTrainedModel, cache: DynamicCache, prompt_mask: torch.Tensor, max_tokens: int, capture: Capture | None
+) -> GrowingSteps | FixedSteps:
+    """The steps that follow a prefill. prompt_mask [B, prompt]: 0 at padding. Those of fixed shape need sdpa and full attention."""
+    mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), max_tokens)], 1)
+    one_mask = has_full_attention(cache) and can_group_attention(model)
+    if one_mask:
+        mask = mask[:, None, None].bool()  # the form that attention layers take, which saves building it at every token
+    lengths = prompt_mask.sum(1)
+    if capture is not None and one_mask and max_tokens > MIN_CAPTURED_TOKENS:
+        return FixedSteps(model, cache, lengths, mask, capture)
+    return GrowingSteps(model, cache, lengths, None if prompt_mask.all() else mask, prompt_mask.shape[1])
+
+
+def by_request(sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int) -> list[torch.Tensor]:
+    """Tokens, log-probabilities and, if they are there, entropies, each [count, max_tokens]; 0 where nothing was sampled.
+
+    sampled: of each step the rows that sampled, and what they sampled.
+    """
+    rows, *columns = (torch.cat(parts) for parts in zip(*sampled, strict=True))
+    steps = torch.arange(len(sampled)).repeat_interleave(torch.tensor([part[0].numel() for part in sampled])).to(rows.device)
+    found = [column.new_zeros(count, max_tokens) for column in columns]
+    for whole, column in zip(found, columns, strict=True):
+        whole[rows, steps] = column
+    return found
+
+
+def cut_at_stop(columns: Sequence[torch.Tensor], stops: torch.Tensor) -> list[Completion]:
+    """Cut tokens [B, T], their log-probabilities [B, T] and, if they are there, entropies [B, T] after each row's first stop token."""
+    tokens = columns[0]
     is_stop = torch.isin(tokens, stops)
     stopped = is_stop.any(1)
     counts = torch.where(stopped, is_stop.int().argmax(1) + 1, tokens.shape[1])
+    rows = zip(counts.tolist(), stopped.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        Completion(ids[:count], row_logprobs[:count], has_stopped)
-        for ids, row_logprobs, count, has_stopped in zip(tokens.tolist(), logprobs.tolist(), counts.tolist(), stopped.tolist(), strict=True)
+        Completion(ids[:count], logprobs[:count], has_stopped, *(each[:count] for each in entropies))
+        for count, has_stopped, ids, logprobs, *entropies in rows
     ]
 
 
-def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, entropies: bool = False) -> tuple[torch.Tensor, ...]:
     """Sample tokens [B] from logits [B, V] by inverse transform sampling. Temperature 0 is greedy.
 
-    noise: [B], uniform in [0, 1). Returns the tokens and their log-probabilities [B] at this temperature, or at 1 if it is 0.
+    noise: [B], uniform in [0, 1). Returns the tokens and their log-probabilities [B] at this temperature, or at 1 if it is 0. entropies: also
+    return the entropies [B] of the distributions, in nats.
     """
     logits = logits.float()
     logprobs = torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
@@ -156,4 +240,5 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tup
         cumulative = logprobs.exp().cumsum(-1)
         point = (noise * cumulative[:, -1]).unsqueeze(1)
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+    found = (token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1))
+    return (*found, torch.special.entr(logprobs.exp()).sum(-1)) if entropies else found

@@ -44,12 +44,18 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            capacity = end + max(MIN_SPARE_POSITIONS, end // 2)
-            self.keys, self.values = self._reallocated(self.keys, capacity), self._reallocated(self.values, capacity)
+            self._resize(end + spare_positions(end))
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reserve(self, capacity: int) -> None:
+        """Allocate exactly `capacity` positions. Those that are not valid yet are 0: a NaN there would get past a mask."""
+        if capacity != self.keys.shape[2]:
+            self._resize(capacity)
+        for tensor in (self.keys, self.values):
+            tensor[:, :, self.length :] = 0
 
     def get_seq_length(self) -> int:
         """Number of valid positions."""
@@ -66,12 +72,21 @@ class GrowingLayer(DynamicLayer):
             tensor[gaps, :, : self.length] = tensor[movers, :, : self.length]
         self.keys, self.values = self.keys[:count], self.values[:count]
 
+    def _resize(self, capacity: int) -> None:
+        self.keys = self._reallocated(self.keys, capacity)
+        self.values = self._reallocated(self.values, capacity)
+
     def _reallocated(self, old: torch.Tensor, capacity: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         valid = old[:, :, : self.length]
         valid = valid if rows is None else valid[rows]
         new = old.new_empty(valid.shape[0], old.shape[1], capacity, old.shape[3])
         new[:, :, : self.length] = valid
         return new
+
+
+def spare_positions(length: int) -> int:
+    """Positions that are allocated ahead of a cache of this length."""
+    return max(MIN_SPARE_POSITIONS, length // 2)
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -180,10 +195,15 @@ AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
 AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
+def can_group_attention(model: PreTrainedModel) -> bool:
+    """Whether the model uses `sdpa` through transformers' interface, where `grouped_attention` can take its place."""
+    return bool(model._supports_attention_backend) and model.config._attn_implementation in ("sdpa", GROUPED_ATTENTION)
+
+
 @contextmanager
 def use_grouped_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model with `grouped_attention` inside the block. Does nothing unless it uses `sdpa` through transformers' interface."""
-    if not model._supports_attention_backend or model.config._attn_implementation != "sdpa":
+    """Run the model with `grouped_attention` inside the block. Does nothing where that cannot be."""
+    if not can_group_attention(model) or model.config._attn_implementation == GROUPED_ATTENTION:
         yield
         return
     model.set_attn_implementation(GROUPED_ATTENTION)

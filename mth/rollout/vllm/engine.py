@@ -8,7 +8,7 @@ from mth.config.schema import RolloutConfig
 from mth.foundations.errors import EngineError
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
-from mth.rollout.engine import Completion, Request, check_fits
+from mth.rollout.engine import Completion, Ended, Request, check_fits
 from mth.rollout.vllm.core import Core, EngineSpec
 from mth.tickets.ticket import Ticket
 
@@ -60,9 +60,18 @@ class VllmEngine:
         return sent
 
     def generate(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, stops: frozenset[int] = frozenset()
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        stops: frozenset[int] = frozenset(),
+        ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
-        """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled."""
+        """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled.
+
+        `ended` is not called, and vLLM gives no entropies.
+        """
         check_fits(requests, max_tokens, self.context)
         options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": sorted({*self.stop_ids, *stops})}
         replies = self.core.generate([request.prompt for request in requests], options, [request.seed for request in requests])
