@@ -80,7 +80,7 @@ def ticket(bench: Bench) -> None:
             calls = {"gather": lambda made=made: gather(made), "write": made.write, "read": made.read, "optimizer": optimizer.step}
             for by in ("kernels", "torch") if made.few_launches else ("torch",):
                 made.few_launches = by == "kernels"
-                times = {f"{key}_ms": 1000 * bench.median(call) for key, call in calls.items()}
+                times = {f"{key}_ms": 1000 * bench.median(call, 1 if bench.tiny else 3) for key, call in calls.items()}
                 bench.say("ticket", by=by, percent=percent, deterministic=deterministic, entries=made.active_parameters, **times)
             made.detach()
             del made, optimizer, calls

@@ -33,7 +33,7 @@ SMALL_SECTIONS = ["works", "ceilings", "step-0.5b", "head", "attention", "packin
 @pytest.mark.parametrize("name", SMALL_SECTIONS)
 def test_a_section_measures(request, modules, capsys, name):
     _, sections = modules
-    if name == "kernel":
+    if name in ("ticket", "kernel"):
         request.getfixturevalue("launched")
     sections.SECTIONS[name](sections.Bench(name, "cpu", tiny=True))
     rows = measured(capsys)
@@ -49,6 +49,8 @@ def test_a_section_measures(request, modules, capsys, name):
         assert [row["share"] > 0.4 for row in rows if row["what"] == "equal replies"] == [True]  # bf16 rounds differently
     if name == "step-0.5b":
         assert {row["method"] for row in rows} >= {"floor", "ticket", "ticket-sampled", "full"}
+    if name == "ticket":
+        assert [row["by"] for row in rows] == ["kernels", "torch"] * 4
     if name == "kernel":
         errors = [row for row in rows if row["what"] == "error"]
         assert len(errors) == 4 and all(row["same_bits"] and row["relative"] < 1e-5 for row in errors)
