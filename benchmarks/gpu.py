@@ -22,14 +22,15 @@ HERE = Path(__file__).resolve().parent
 LIMITS = {  # seconds
     "works": 110,
     "ceilings": 20,
-    "step-1.5b": 110,
+    "step-1.5b": 130,
     "head": 45,
     "attention": 45,
     "packing": 40,
     "decoding": 70,
     "graphs": 90,
     "ticket": 30,
-    "step-0.5b": 70,
+    "kernel": 45,
+    "step-0.5b": 90,
     "vllm": 150,
     "vllm-step": 150,
     "trl": 90,
@@ -44,13 +45,16 @@ class Section:
     def __init__(self, name: str, flags: list[str]) -> None:
         self.name = name
         self.lines: queue.Queue[str | None] = queue.Queue()
+        settings = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+        if "cpu" in flags:
+            settings["TRITON_INTERPRET"] = "1"
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "gpu_sections.py"), name, *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ | settings,
             start_new_session=True,
         )
         threading.Thread(target=self._read, daemon=True).start()

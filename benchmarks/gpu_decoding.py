@@ -47,7 +47,7 @@ def equal_share(left: list[Completion], right: list[Completion]) -> float:
 
 def graphs(bench: Any) -> None:
     """The hf engine with and without CUDA graphs. `ends`: one token in a hundred ends a reply, so that rows leave; else all replies are whole."""
-    from gpu_sections import model_of, ticket_of
+    from gpu_bench import model_of, ticket_of
 
     prepare_device(bench.device, True)
     prompt, on_cpu = (8 if bench.tiny else 130), bench.device.type == "cpu"

@@ -1,116 +1,34 @@
 """The sections of benchmarks/gpu.py: python gpu_sections.py SECTION --device DEVICE [--tiny]. Loads, waits for a line on stdin, measures."""
 
 import argparse
-import gc
-import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import methods
 import numpy as np
 import torch
 import transformers
+from gpu_bench import Bench, model_of, ticket_of
 from gpu_decoding import graphs, vllm_step
 from gpu_parts import attention, ceilings, head
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from gpu_tickets import kernel, step, ticket
 
 from mth.config.choices import Dtype, TrackerName
 from mth.config.schema import Config, LrConfig, ModelConfig, RolloutConfig, SparsityConfig, TaskConfig, TrackerConfig, TrainConfig
-from mth.foundations.errors import first_line
-from mth.foundations.paths import ASSETS
 from mth.models.device import prepare_device
 from mth.models.load import Policy
 from mth.rollout.engine import Request
 from mth.rollout.hf.engine import HfEngine
 from mth.rollout.player import Rollout
 from mth.tasks.base import Episode
-from mth.tickets.draw import model_parameters
-from mth.tickets.masks import sample_mask
 from mth.tickets.optimizer import build_optimizer
-from mth.tickets.ticket import Ticket
 from mth.training.batches import attention_cost, collate
-from mth.training.logprobs import completion_backward
 from mth.training.update import update
-
-GIB = 2**30
-
-
-class Bench:
-    """Where a section measures, and how it says what it found."""
-
-    def __init__(self, section: str, device: str, tiny: bool) -> None:
-        self.section, self.device, self.tiny = section, torch.device(device), tiny
-        self.dtype = torch.bfloat16
-
-    def say(self, what: str, **values: Any) -> None:
-        """Print a measurement as a JSON line."""
-        short = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
-        print(json.dumps({"section": self.section, "what": what, **short}), flush=True)
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Seconds of one call, with its work on the device."""
-        self.wait()
-        start = time.perf_counter()
-        call()
-        self.wait()
-        return time.perf_counter() - start
-
-    def median(self, call: Callable[[], object], rounds: int = 3, warm: int = 1) -> float:
-        """Median seconds of a call, after some to warm up."""
-        for _ in range(warm):
-            call()
-        return statistics.median(self.seconds(call) for _ in range(rounds))
-
-    def clear(self) -> float:
-        """Free memory and start its peak anew. Returns the GiB in use."""
-        gc.collect()
-        if self.device.type != "cuda":
-            return 0.0
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / GIB
-
-    def peak(self) -> float:
-        """Peak GiB since `clear`."""
-        return torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else 0.0
-
-    @contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
-        """Within, an error is said in one line; the section goes on."""
-        try:
-            yield
-        except Exception as error:
-            self.say("failed", of=what, why=f"{type(error).__name__}: {first_line(error, 250)}")
-        finally:
-            self.clear()
-
-
-def model_of(bench: Bench, name: str) -> PreTrainedModel:
-    """A Qwen2.5 model, 0.5b or 1.5b, with random weights; in tiny two narrow layers."""
-    shape = AutoConfig.from_pretrained(ASSETS / f"qwen2.5-{name}")
-    if bench.tiny:
-        shape.num_hidden_layers, shape.vocab_size, shape.layer_types = 2, 500, shape.layer_types[:2]
-        shape.hidden_size, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads = 64, 96, 2, 1
-    torch.manual_seed(0)
-    with bench.device:
-        return AutoModelForCausalLM.from_config(shape, dtype=bench.dtype).eval()
-
-
-def ticket_of(model: PreTrainedModel, percent: float) -> Ticket:
-    parameters = model_parameters(model)
-    return Ticket(parameters, sample_mask({name: tuple(p.shape) for name, p in parameters.items()}, "random", percent, 0))
 
 
 def works(bench: Bench) -> None:
@@ -168,47 +86,6 @@ def works(bench: Bench) -> None:
             first, other = values["as it is"], values[kind]
             difference = ((first - other).norm() / first.norm()).item()
             bench.say("as it is, compared", to=kind, same_bits=bool(torch.equal(first, other)), difference=difference)
-
-
-def step(bench: Bench, name: str) -> None:
-    """One optimizer step, by method: 44 rows in micro-batches of 16,384 tokens."""
-    methods.DEVICE, methods.DTYPE = bench.device, bench.dtype
-    rows, prompt, reply, limit = (4, 4, 8, 24) if bench.tiny else (44, 130, 600 if name == "1.5b" else 300, 16384)
-    length, floor = prompt + reply, 0.0
-    cases = [("floor", 99.0), ("ticket", 99.0), ("full", 0.0), ("ticket", 99.9), ("ticket", 99.99), ("lora", 99.0), ("shira", 99.0)]
-    for deterministic in (True, False):
-        prepare_device(bench.device, deterministic)
-        for method, percent in cases if deterministic else [("ticket", 99.0)]:
-            if method in ("lora", "shira") and find_spec("peft") is None:
-                continue
-            with bench.guarded(f"{method} {percent}"):
-                model = model_of(bench, name)
-                ids = torch.randint(model.config.vocab_size, (rows, length), device=bench.device)
-                sampled = torch.zeros_like(ids, dtype=torch.bool)
-                sampled[:, prompt:] = True
-                take, total, at_once = methods.METHODS[method](model, percent), rows * reply, max(1, limit // length)
-
-                def work(model=model, ids=ids, sampled=sampled, total=total, at_once=at_once) -> None:
-                    for start in range(0, rows, at_once):
-                        part = slice(start, start + at_once)
-                        completion_backward(model, ids[part], sampled[part], 1.0, lambda chosen, *_: -chosen.sum() / total)
-
-                before = bench.clear()
-                first = bench.seconds(lambda take=take, work=work: take(work))
-                spent = bench.median(lambda take=take, work=work: take(work), 3, 0)
-                floor = spent if method == "floor" else floor
-                bench.say(
-                    "step",
-                    method=method,
-                    percent=percent,
-                    deterministic=deterministic,
-                    seconds=spent,
-                    first=first,
-                    times_floor=spent / floor if floor else 0.0,
-                    gib_above=bench.peak() - before,
-                )
-            model = take = work = ids = sampled = None
-            bench.clear()
 
 
 def packing(bench: Bench) -> None:
@@ -269,28 +146,6 @@ def decoding(bench: Bench) -> None:
             figures = {"seconds": spent, "ms_a_token": 1000 * spent / new, "tokens_per_s": count * new / spent}
             bench.say("decoding", model=name, engine="transformers", sequences=count, **figures, gib_above=bench.peak() - before)
         del model, ticket, policy, engine
-
-
-def ticket(bench: Bench) -> None:
-    """What a ticket adds to a step: gather, write, read, optimizer."""
-    model = model_of(bench, "1.5b")
-    for deterministic in (True, False):
-        prepare_device(bench.device, deterministic)
-        for percent in (99.0, 99.9):
-            made = ticket_of(model, percent)
-            optimizer = build_optimizer(made, Config().optimizer, 1e-6)
-
-            def gather(made=made) -> None:
-                for name, parameter in made.parameters.items():
-                    if made.slices[name].stop > made.slices[name].start:
-                        parameter.grad = parameter.data
-                        made._gather(name, parameter)
-
-            calls = {"gather": gather, "write": made.write, "read": made.read, "optimizer": optimizer.step}
-            times = {f"{key}_ms": 1000 * bench.median(call) for key, call in calls.items()}
-            bench.say("ticket", percent=percent, deterministic=deterministic, entries=made.active_parameters, **times)
-            made.detach()
-            del made, optimizer
 
 
 def vllm(bench: Bench) -> None:
@@ -377,6 +232,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "decoding": decoding,
     "graphs": graphs,
     "ticket": ticket,
+    "kernel": kernel,
     "step-0.5b": lambda bench: step(bench, "0.5b"),
     "vllm": vllm,
     "vllm-step": vllm_step,

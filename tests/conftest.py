@@ -19,7 +19,7 @@ from mth.models.load import Policy
 from mth.models.tokenizer import load_tokenizer
 from mth.runs.lock import lock_run
 
-# verifiers cannot be installed beside vLLM: its tests run in an environment of their own (CONTRIBUTING.md).
+# verifiers cannot be installed beside vLLM: `make test` runs its tests in an environment of its own.
 collect_ignore = [] if importlib.util.find_spec("verifiers") else ["tasks/test_verifiers.py"]
 
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map
 
 import mth
+from mth.tickets import trial
 
 PACKAGE = str(Path(mth.__file__).parent)
 DEVICE = torch.device("cuda", 0)
@@ -84,6 +85,15 @@ class OnDevice(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = is_meta = property(lambda self: False)
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: "OnDevice") -> None:
+        torch.Tensor.data.__set__(self, other)
+        self.inner = other.inner
 
     def tolist(self) -> Any:
         WAITS.add("to host")
@@ -182,7 +192,8 @@ def copy(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     source = args[1] if in_place else args[0]
     target = kwargs.get("device")
     to_device = isinstance(args[0], OnDevice) if in_place or target is None else is_device(target)
-    if to_device != isinstance(source, OnDevice):
+    waits = not (to_device and kwargs.get("non_blocking"))
+    if waits and to_device != isinstance(source, OnDevice):
         WAITS.add("to device" if to_device else "to host")
     result = function(*map(data, args), **on_cpu(kwargs))
     return args[0] if in_place else OnDevice(result) if to_device else result
@@ -264,6 +275,7 @@ def pretended_gpu() -> Iterator[Waits]:
             for name, value in fake.items():
                 patch.setattr(torch.cuda, name, value)
             patch.setattr(torch, "tensor", tensor)
+            patch.setattr(trial, "_tried", lambda *_: False)  # no kernels, unless the fixture `launched` interprets them
             patch.setenv("TORCH_COMPILE_DISABLE", "1")  # a compiler would look for kernels of the device
             patch.setattr(nn.Module, "to", to)
             with Dispatch():

@@ -66,8 +66,8 @@ from mth.rollout.hf.engine import HfEngine
 
 
 class CautiousEngine(HfEngine):
-    def generate(self, requests, max_tokens, temperature, stops=frozenset()):
-        return super().generate(requests, max_tokens, temperature / 2, stops)
+    def generate(self, requests, max_tokens, temperature, stops=frozenset(), **options):
+        return super().generate(requests, max_tokens, temperature / 2, stops, **options)
 ''',
     "mth/rollout/__init__.py": (
         'ENGINES: dict[str, Callable[[Policy, Ticket, RolloutConfig], RolloutEngine]] = {"hf": _hf,',

@@ -202,6 +202,8 @@ def loaded():
         (["sparsity=100"], "sparsity.percent=100"),
         (["train.batch_size=30"], "train.batch_size=30 must be a multiple"),
         (["trian.steps=1"], "trian"),
+        (["run_dir=${HOME}/x"], '${HOME}: there is no key HOME; the shell fills in its variable between double quotes: "${HOME}"'),
+        (["eval.tasks=[arithmetic"], "eval.tasks=[arithmetic cannot be read: a ] is missing; type 'eval.tasks=[arithmetic]'"),
         (["task=chess"], "chess"),
         (["sparsity=99.99999"], "leaves no active entry"),
         (["model.path=./nowhere", "lr=1e-3"], "nowhere"),

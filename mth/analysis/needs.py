@@ -62,7 +62,8 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     arguments = [f"experiment={experiment}", f"model={config.model.name}", *task_overrides(config.task)]
     if config.model.name not in options("model"):  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
-    arguments += _overrides(load_run(compose(arguments), arguments), config)
+    for _ in range(2):  # the second time what the first evaluated tasks, once named, get from recipes of their own
+        arguments += _overrides(load_run(compose(arguments), arguments), config)
     cells = _cells(tuple(arguments))
     typed = arguments
     if any(cell.lr.value is None for cell in cells):
@@ -94,8 +95,17 @@ def _overrides(base: Config, config: Config) -> list[str]:
     """
     ours, theirs, values = flat(identity_keys(base)), flat(identity_keys(config)), flat(to_plain(config))
     own = {"eval.samples", "eval.temperature", "eval.max_tokens", "task.grader"} if config.eval.tasks != [config.task.name] else set()
+    own -= own if base.eval.tasks == config.eval.tasks else set()
     keys = [key for key in values if key.split(".")[0] not in VARIED and (ours.get(key) != theirs.get(key) or key in own)]
-    return [f"{key}={_text(values[key])}" for key in keys]
+    return [f"{key}={_text(_value(key, values, config))}" for key in keys]
+
+
+def _value(key: str, values: dict[str, Any], config: Config) -> Any:
+    """The value of a key. What is null for an evaluated task is what `eval` says of it, because a null takes the recipe of that task."""
+    if values[key] is None and key.startswith("eval.per_task."):
+        _, _, task, name = key.split(".")
+        return getattr(config.eval.of(task), name)
+    return values[key]
 
 
 def _text(value: Any) -> str:

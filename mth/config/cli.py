@@ -42,8 +42,16 @@ def hydra_main(main: Callable[[Any], None], config_name: str = "config") -> None
         sys.argv = [sys.argv[0], *flags_first(rewrite_numbers(as_overrides(sys.argv[1:], config_name), config_name))]
         register_offered(sys.argv[1:])
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and `explain` makes one line of it
+
+        @one_line_errors  # inside of Hydra too, which would add a line of its own to an error
+        def explained(*args: Any) -> None:
+            try:
+                main(*args)
+            except OmegaConfBaseException as error:
+                raise UserError(explain(error)) from error
+
         try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(one_line_errors(main))()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(explained)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error)) from error
 

@@ -1,5 +1,6 @@
 """Composes configurations with Hydra's public interface: schemas, one call that composes, Hydra's errors in one line."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([\w.]+)'|Key '(\w+)' not in", text)
     if unknown is not None:
         return no_such_key(unknown[1] or unknown[2])
+    if (missing := re.search(r"Interpolation key '([\w.]+)' not found", text)) is not None:
+        shell = f'; the shell fills in its variable between double quotes: "${{{missing[1]}}}"' if missing[1] in os.environ else ""
+        return f"${{{missing[1]}}}: there is no key {missing[1]}{shell}"
     text = text.removeprefix("Error merging override ")
     return f"{text}: {cause}" if cause and cause not in text else text
 

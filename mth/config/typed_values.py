@@ -38,6 +38,9 @@ def without_percent(key: str, value: str) -> str:
 def as_meant(key: str, value: str, config_name: str = "config") -> str:
     """The value as Hydra is to read it. Raises UserError, saying what to type, for one that has no meaning for this key or several."""
     kind = known_keys(config_name)[key].type if key in known_keys(config_name) else ""
+    if key.endswith(".stop") and kind != "bool":  # a shell leaves \n as two characters
+        value = value.replace(r"\n", "\n").replace(r"\t", "\t")
+        return value if value == "null" or value[:1] in ("'", '"', "") else in_quotes(value)
     if kind == "str":
         return text(key, value)
     if kind in NUMBERS:
@@ -137,6 +140,9 @@ def in_quotes(value: str) -> str:
 
 def unreadable(key: str, value: str) -> str:
     """What to say of a value that Hydra cannot read."""
+    for first, last in ("[]", "{}", "()"):
+        if value.startswith(first) and value.count(first) > value.count(last):
+            return f"{key}={value} cannot be read: a {last} is missing; type '{key}={value}{last}'"
     return f"{key}={value} cannot be read; put the value in quotes: '{key}={in_quotes(value)}'"
 
 

@@ -95,29 +95,35 @@ def _cache_bytes(config: Config, model: ModelFacts) -> int:
 
 
 def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: list[int], on_cpu: bool) -> int:
-    """Activations, logits, the largest dense gradient and the patterns of sampled ones."""
+    """Activations, logits, the largest dense gradient, on a GPU those that wait for it, and what sampled ones need."""
+    from mth.tickets.launches import WAITING_BYTES
     from mth.tickets.patterns import expected_nonempty
     from mth.tickets.route import should_sample
     from mth.training.logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU
 
     shape, width = model.architecture, config.model.dtype.bytes
     shapes = list(model.shapes.values())
-    sampled = [should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
-    patterns = sum(4 * (count + dims[0]) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes)
+    head = () if on_cpu else (shape.vocab_size, shape.hidden_size)  # a GPU never samples the gradients of head and embedding
+    sampled = [dims != head and should_sample(dims, count, config.optimizer, on_cpu) for dims, count in zip(shapes, counts, strict=True)]
     largest = max((size for size, count, yes in zip(sizes, counts, sampled, strict=True) if count and not yes), default=0)
     width_of_sums = 4  # the norm of the dense gradient is that of fp32 sums
     gradient = largest * width
     if config.optimizer.clip_norm is ClipNorm.dense:
         gradient = sum(sizes) * width_of_sums + (largest * width if width < width_of_sums else 0)
+    gradient += 0 if on_cpu else min(WAITING_BYTES, width * sum(sizes))
 
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
     tokens = config.train.micro_batch_tokens
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
     # Only the gradient of the down projection needs that product: as many of its columns are kept as hold active entries.
-    down = [(count, yes) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if dims == (hidden, inner)]
+    # A GPU keeps all of them, and transposes both operands of one layer at a time.
+    down = [(count, yes and on_cpu) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if dims == (hidden, inner)]
     saved = sum(inner - expected_nonempty(inner, count) if yes else inner * (count == 0) for count, yes in down)
     kept = per_layer * layers - saved
+    chosen = [(dims, count) for dims, count, yes in zip(shapes, counts, sampled, strict=True) if yes]
+    operands = max((tokens * width * sum(dims) for dims, _ in chosen), default=0)
+    patterns = sum(4 * (count + dims[0]) for dims, count in chosen) if on_cpu else operands
     if config.model.activation_checkpointing:  # on a CPU, what is kept of each layer leaves holes in the heap, about one large tensor each
         kept = 2 * hidden * layers + per_layer + (inner * layers if on_cpu else 0)
     copies = 2 if config.rollout.temperature == 1 else 3

@@ -1,7 +1,7 @@
 """The protocol of rollout engines: token ids in, token ids and log-probabilities out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -25,12 +25,14 @@ class Completion:
     """One generated completion.
 
     ids: sampled tokens, including the stop token. logprobs: one per token, in nats, under the distribution it was sampled from.
-    stopped: True if a stop token ended it, False if it reached the token limit.
+    stopped: True if a stop token ended it, False if it reached the token limit. entropies: of these distributions, in nats, one per token;
+    empty if the engine was not asked for them or does not know them.
     """
 
     ids: list[int]
     logprobs: list[float]
     stopped: bool
+    entropies: list[float] = field(default_factory=list)
 
 
 Ended = Callable[[Sequence[tuple[int, Completion]]], None]  # takes places of requests and their completions
@@ -46,11 +48,12 @@ class RolloutEngine(Protocol):
         temperature: float,
         stops: frozenset[int] = frozenset(),
         ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
         """Return one completion per request, in order. stops: ids that end a completion beside the model's own.
 
         ended: an engine may call it while it generates, with completions that have ended since, or with none. It gives each at most once.
-
+        entropies: whether completions should have their entropies.
         Temperature 0 decodes greedily and reports log-probabilities at temperature 1. Raises UserError if a prompt does not fit the context.
         """
         ...

@@ -29,13 +29,14 @@ class Rollout:
     """One episode with the model's replies.
 
     ids, loss_mask, logprobs: one entry per token of the conversation. loss_mask: True at tokens that the model sampled.
-    logprobs: of sampled tokens, in nats; 0 elsewhere. truncated: True if a reply reached the token limit. scores: of the task.
+    logprobs: of sampled tokens, in nats; 0 elsewhere. entropies: of sampled tokens only, in nats; empty if they were not asked for. truncated: True if a reply reached the token limit. scores: of the task.
     """
 
     episode: Episode
     ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
     truncated: bool = False
     scores: dict[str, float] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Rollout:
         self.ids += completion.ids
         self.loss_mask += [True] * len(completion.ids)
         self.logprobs += completion.logprobs
+        self.entropies += completion.entropies
         self.replies.append(text)
         self.truncated |= not completion.stopped
 
@@ -189,11 +191,12 @@ class Player:
         max_tokens: int,
         temperature: float,
         seed: tuple[object, ...],
+        entropies: bool = False,
     ) -> list[Rollout]:
         """Roll every episode out `group_size` times, to its last turn, and score it.
 
         Rollouts of one episode are adjacent. A reply that reaches `max_tokens` stays in the history, and the conversation goes on.
-        `seed` names this call's random streams. Raises UserError if a prompt does not fit the context, EngineError if the engine fails.
+        `seed` names this call's random streams. entropies: see RolloutEngine. Raises UserError if a prompt does not fit the context, EngineError if the engine fails.
         """
         names, stops = number_repeats([episode.uid for episode in episodes]), self.renderer.stops(task.stop)
         openings = [self.renderer.opening(episode) for episode in episodes]
@@ -204,8 +207,8 @@ class Player:
         while unfinished:
             requests = [Request(r.ids, derive_seed(*seed, names[i // group_size], i % group_size, turn)) for i, r in unfinished]
             texts: dict[int, str] = {}  # of replies that ended while others were still generated
-            begin = {} if task.begin_scores is None else {"ended": partial(self._begin_scores, task, unfinished, texts)}
-            completions = self.engine.generate(requests, max_tokens, temperature, stops, **begin)
+            begin = None if task.begin_scores is None else partial(self._begin_scores, task, unfinished, texts)
+            completions = self.engine.generate(requests, max_tokens, temperature, stops, ended=begin, entropies=entropies)
             for place, completion in enumerate(completions):
                 text = texts[place] if place in texts else self.renderer.decode(completion, task.stop)
                 unfinished[place][1].append_completion(completion, text)

@@ -27,7 +27,8 @@ class Sample:
     visible. turns: the model's reply, the user's next turn, the model's reply, ..., special tokens visible. stop: `stopped` if the model ended
     every reply, `cut` if one reached the token limit. tokens: sampled in all turns. scores: of the task. advantage: in training.
     logprob: mean over the sampled tokens, in nats, as the engine reported it. truth: of the episode. entropy: of the policy, mean over the
-    sampled tokens, in nats; only in training, where the update computes it, and not in files of older versions.
+    sampled tokens, in nats. In training the update computes it, for replies that it trains. In an evaluation the `hf` engine does; vLLM does not.
+    Files of older versions have none.
     """
 
     step: int

@@ -12,6 +12,8 @@ from torch import nn
 
 from mth.foundations.errors import require
 from mth.tickets.indices import Indices, mask_sha256
+from mth.tickets.launches import KEPT_TABLES, Table, Waiting, move, tables_of
+from mth.tickets.trial import moves_work
 
 OWNER = "_ticket"  # attribute of a parameter: weak reference to the ticket that takes its gradients
 
@@ -24,10 +26,10 @@ class Ticket:
 
     parameters: name -> parameter of the model, tied ones once. indices: name -> sorted flat indices, or None for every entry.
 
-    `values` is an nn.Parameter [K] for any torch.optim class. Backward gathers its gradient tensor by tensor, so the model's dense gradient
-    never exists as a whole, and a tensor without active entries gets no gradient. Entries outside the ticket cannot change: nothing writes
-    to them. `sampled` names the tensors whose gradient mth.tickets.sampled_gradients computes at the active entries only. `base_sha256`
-    identifies the model that the ticket was drawn from, by its values at the active entries.
+    `values` is an nn.Parameter [K] for any torch.optim class. Backward gathers its gradient tensor by tensor, on a GPU a few at a time, so
+    the model's dense gradient never exists as a whole, and a tensor without active entries gets no gradient. Entries outside the ticket
+    cannot change: nothing writes to them. `sampled` names the tensors whose gradient mth.tickets.sampled_gradients computes at the active
+    entries only. `base_sha256` identifies the model that the ticket was drawn from, by its values at the active entries.
 
     dense_norm: keep the dense gradients until `finish_gradient`, which needs them for the norm over the whole model. This costs the memory
     of one full gradient in fp32, and computes gradients of tensors without active entries too. Micro-batches add up in fp32, whatever the
@@ -44,6 +46,9 @@ class Ticket:
         self.dense: dict[str, torch.Tensor] = {}  # dense_norm: sums of the gradients of parameters that are not fp32
         self.sampled: frozenset[str] = frozenset()
         self.patterns: dict[tuple[str, bool], Any] = {}  # kept by mth.tickets.sampled_gradients from update to update
+        self.few_launches = moves_work(device)  # kernels of mth.tickets.launches move the entries
+        self._tables: dict[tuple[Any, ...], list[Table] | None] = {}
+        self._waiting: weakref.WeakValueDictionary[int, Waiting] = weakref.WeakValueDictionary()  # by backward, which keeps them alive
         self.slices: dict[str, slice] = {}
         start = 0
         for name, index in self.indices.items():
@@ -69,14 +74,24 @@ class Ticket:
     @torch.no_grad()
     def read(self) -> torch.Tensor:
         """The active entries as the model holds them now, fp32 [K]."""
+        tables = self._tables_of(self.parameters)
+        if tables is not None:
+            flat = torch.empty_like(self.values.data)
+            move("read", tables, flat)
+            return flat
         return torch.cat([self._take(name, self.parameters[name].data).float() for name in self.slices])
 
     @torch.no_grad()
     def write(self, values: torch.Tensor | None = None, into: Mapping[str, torch.Tensor] | None = None) -> None:
         """Copy `values` [K] (default: the ticket's own) to the model, or to `into`, tensors of the same names and shapes."""
         values = self.values.data if values is None else values
+        targets = self.parameters if into is None else into
+        tables = self._tables_of(targets)
+        if tables is not None:
+            move("write", tables, values.contiguous())
+            return
         for name, place in self.slices.items():
-            target = (self.parameters if into is None else into)[name].data.view(-1)
+            target = targets[name].data.view(-1)
             piece = values[place].to(target.dtype)
             index = self.indices[name]
             if index is None:
@@ -107,6 +122,8 @@ class Ticket:
             self.values.grad = self.values.grad.to(device)
         self.indices = {name: None if index is None else index.to(device) for name, index in self.indices.items()}
         self.patterns.clear()
+        self._tables.clear()
+        self.few_launches = moves_work(device)
 
     @torch.no_grad()
     def finish_gradient(self) -> torch.Tensor:
@@ -114,13 +131,13 @@ class Ticket:
         assert self.values.grad is not None
         if not self.dense_norm:
             return self.values.grad.norm()
-        squares = []
+        squares, gradients = [], {}
         for name, parameter in self.parameters.items():
             gradient = self.dense.pop(name, parameter.grad)
             if gradient is not None:
                 squares.append(torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2)
-                self._collect(name, gradient)
-                parameter.grad = None
+                gradients[name], parameter.grad = gradient, None
+        self._add(gradients)
         return torch.stack(squares).sum().sqrt()
 
     def memory(self, optimizer: torch.optim.Optimizer) -> dict[str, int]:
@@ -140,16 +157,32 @@ class Ticket:
         return tensor.reshape(-1) if index is None else tensor.reshape(-1)[index]
 
     def _gather(self, name: str, parameter: nn.Parameter) -> None:
-        if parameter.grad is None:  # autograd calls the hook even if a function returned no gradient
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:  # autograd calls the hook even if a function returned no gradient
             return
-        self._collect(name, parameter.grad)
-        parameter.grad = None
+        backward = torch._C._current_graph_task_id() if self.few_launches else -1
+        if backward < 0:
+            self._add({name: gradient})
+            return
+        waiting = self._waiting.get(backward)
+        if waiting is None:
+            waiting = self._waiting[backward] = Waiting()
+            torch.autograd.Variable._execution_engine.queue_callback(partial(_add_waiting, weakref.ref(self), waiting))
+        waiting.add(name, gradient)
+        if waiting.enough:
+            self._add(waiting.take())
 
-    def _collect(self, name: str, gradient: torch.Tensor) -> None:
-        """Add the gradient of a tensor to the flat one."""
+    @torch.no_grad()
+    def _add(self, gradients: dict[str, torch.Tensor]) -> None:
+        """Add dense gradients at the active entries to the flat gradient."""
         if self.values.grad is None:  # a foreign loop has cleared it
             self.values.grad = torch.zeros_like(self.values)
-        self.values.grad[self.slices[name]] += self._take(name, gradient)
+        if self.few_launches:
+            whole = {name: gradient.contiguous() for name, gradient in gradients.items()}
+            move("add", tables_of(whole, self.indices, self.slices), self.values.grad)
+            return
+        for name, gradient in gradients.items():
+            self.values.grad[self.slices[name]] += self._take(name, gradient)
 
     def _add_up(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.grad is None:
@@ -159,6 +192,19 @@ class Ticket:
         else:
             self.dense[name] = parameter.grad.float()
         parameter.grad = None
+
+    def _tables_of(self, tensors: Mapping[str, torch.Tensor]) -> list[Table] | None:
+        """Tables of these tensors, or None where torch moves the entries."""
+        if not self.few_launches:
+            return None
+        used = {name: tensors[name] for name in self.slices}
+        places = tuple((tensor.data_ptr(), tensor.dtype, tensor.is_contiguous()) for tensor in used.values())
+        if places not in self._tables:
+            fit = all(tensor.is_contiguous() and tensor.device == self.values.device for tensor in used.values())
+            if len(self._tables) == KEPT_TABLES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[places] = tables_of(used, self.indices, self.slices) if fit else None
+        return self._tables[places]
 
     def _attach(self) -> None:
         """Gather and free each gradient as soon as autograd has it. Tensors without active entries take no part in backward.
@@ -201,6 +247,13 @@ def _hand_over(owner: "weakref.ref[Ticket]", take: Callable[[Ticket, str, nn.Par
     ticket = owner()
     if ticket is not None:
         take(ticket, name, parameter)
+
+
+def _add_waiting(owner: "weakref.ref[Ticket]", waiting: Waiting) -> None:
+    """At the end of a backward: add the gradients that still wait."""
+    ticket = owner()
+    if ticket is not None:
+        ticket._add(waiting.take())
 
 
 def _let_go(parameters: Mapping[str, nn.Parameter], before: Mapping[str, bool], hooks: list[Any]) -> None:

@@ -19,7 +19,10 @@ def eval_samples(
     The step is to be filled in by who stores them.
     """
     kept = rollouts if prompts is None else rollouts[: prompts * replies]
-    return [_sample(tokenizer, EVAL, task, rollout, index % replies) for index, rollout in enumerate(kept)]
+    return [
+        _sample(tokenizer, EVAL, task, rollout, index % replies, entropy=mean(rollout.entropies) if rollout.entropies else None)
+        for index, rollout in enumerate(kept)
+    ]
 
 
 def train_samples(

@@ -90,6 +90,16 @@ def test_a_model_with_a_file_is_named_by_it():
     assert " model=smollm2-135m " in command and "model.path" not in command
 
 
+def test_a_task_evaluated_like_the_trained_one_is_not_taken_for_one_with_its_own_recipe():
+    base = config_of(
+        "model=smollm2-135m", "task=multiplication", "eval.tasks=[multiplication,weekdays]", "eval.per_task.weekdays.replies=8"
+    )
+    run = made_run(base, {"multiplication": 0.3, "weekdays": 0.1}, 0.0, lr=1e-5)
+    found = need("fig7_lr", run.config, [run])
+    assert found.runs == [run]
+    assert "eval.per_task.weekdays.replies=8" in found.command
+
+
 def test_the_matrix_has_every_trained_and_evaluated_task_by_sparsity(settings):
     table = changes(settings).set_index(["trained", "sparsity", "evaluated"])
     assert len(table) == 2 * 3 * 3

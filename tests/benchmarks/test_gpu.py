@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import interpreted
+
+interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WITHOUT_GPU = ("cuDNN", "memory-efficient")  # kernels
 
@@ -24,9 +27,14 @@ def measured(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("name", ["works", "ceilings", "step-0.5b", "head", "attention", "packing", "decoding", "graphs", "ticket"])
-def test_a_section_measures(modules, capsys, name):
+SMALL_SECTIONS = ["works", "ceilings", "step-0.5b", "head", "attention", "packing", "decoding", "graphs", "ticket", "kernel"]
+
+
+@pytest.mark.parametrize("name", SMALL_SECTIONS)
+def test_a_section_measures(request, modules, capsys, name):
     _, sections = modules
+    if name == "kernel":
+        request.getfixturevalue("launched")
     sections.SECTIONS[name](sections.Bench(name, "cpu", tiny=True))
     rows = measured(capsys)
     failed = [row for row in rows if row["what"] == "failed" and not row["of"].startswith(WITHOUT_GPU)]
@@ -40,7 +48,11 @@ def test_a_section_measures(modules, capsys, name):
         assert by_kind[True] > 0 and by_kind[False] == 0
         assert [row["share"] > 0.4 for row in rows if row["what"] == "equal replies"] == [True]  # bf16 rounds differently
     if name == "step-0.5b":
-        assert {row["method"] for row in rows} >= {"floor", "ticket", "full"}
+        assert {row["method"] for row in rows} >= {"floor", "ticket", "ticket-sampled", "full"}
+    if name == "kernel":
+        errors = [row for row in rows if row["what"] == "error"]
+        assert len(errors) == 4 and all(row["same_bits"] and row["relative"] < 1e-5 for row in errors)
+        assert len([row for row in rows if row["what"] == "sampled"]) == 2 * 4
 
 
 def test_sections_have_limits_and_an_error_is_a_measurement(modules, capsys):

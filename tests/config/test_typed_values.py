@@ -52,6 +52,9 @@ def read(line, config_name="config"):
         ("sparsity=glob(d*)", "sparsity=dense"),
         ("optimizer=glob(adam*)", "optimizer=adam,adamw"),
         ("train.steps=${mask_seed}", "train.steps=${mask_seed}"),
+        (r"task.stop=\n", 'task.stop="\n"'),
+        (r"task.stop='\n'", "task.stop='\n'"),
+        (r"eval.per_task.gsm8k.stop=\t", 'eval.per_task.gsm8k.stop="\t"'),
     ],
 )
 def test_what_has_one_meaning_is_accepted(typed, becomes):

@@ -98,6 +98,14 @@ def test_the_estimate_of_an_update_is_what_a_gpu_took(large, monkeypatch):
     assert parts["weights"] == 1_543_714_304 * 2
 
 
+def test_sampled_gradients_on_a_gpu_need_transposed_operands_and_the_dense_gradient_of_the_head(large):
+    work = {}
+    for how in ("dense", "sampled"):
+        cell, _ = large_cell(large, optimizer={"weight_gradient": how}, sparsity={"percent": 99.9}, train={"micro_batch_tokens": 16_384})
+        work[how] = memory_estimate(cell.config, large, 141 * GIB)["work"]
+    assert work["sampled"] - work["dense"] == 16_384 * 2 * (8960 + 1536)
+
+
 def test_vllm_in_the_same_process_takes_its_share_of_the_gpu_and_hf_its_cache(large):
     def parts(card=80 * GIB, **rollout):
         cell, _ = large_cell(large, rollout=rollout | {"group_size": 4, "max_tokens": 2048}, train={"micro_batch_tokens": 1024})

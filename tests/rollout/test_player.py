@@ -20,7 +20,7 @@ class Parrot:
     def __init__(self, tokenizer, texts, stopped=True):
         self.tokenizer, self.texts, self.stopped, self.seen = tokenizer, iter(texts), stopped, []
 
-    def generate(self, requests, max_tokens, temperature, stops=frozenset()):
+    def generate(self, requests, max_tokens, temperature, stops=frozenset(), **options):
         self.seen.append(requests)
         end = [self.tokenizer.eos_token_id] if self.stopped else []
         replies = [self.tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in next(self.texts)]
@@ -183,9 +183,9 @@ def test_a_text_ends_replies_and_is_no_part_of_them(tokenizer):
     asked = []
 
     class Recorder(Parrot):
-        def generate(self, requests, max_tokens, temperature, stops=frozenset()):
+        def generate(self, requests, max_tokens, temperature, stops=frozenset(), **options):
             asked.append(stops)
-            return super().generate(requests, max_tokens, temperature, stops)
+            return super().generate(requests, max_tokens, temperature, stops, **options)
 
     episode = Episode("e", ("5 * 17 =",), ("85",), raw=True)
     task = Task("t", [episode], [episode], lambda e, replies: {"reward": float(replies == [" 85"])}, stop="\n")
@@ -203,8 +203,8 @@ def test_scores_may_begin_while_others_are_generated(tokenizer):
     begun = []
 
     class Early(Parrot):
-        def generate(self, requests, max_tokens, temperature, stops=frozenset(), ended=None):
-            replies = super().generate(requests, max_tokens, temperature, stops)
+        def generate(self, requests, max_tokens, temperature, stops=frozenset(), ended=None, **options):
+            replies = super().generate(requests, max_tokens, temperature, stops, **options)
             if ended is not None:
                 for places in ((3, 1), (), (0,)):
                     ended([(place, replies[place]) for place in places if place < len(replies)])

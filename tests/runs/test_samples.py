@@ -62,7 +62,7 @@ def test_what_a_run_keeps(whole):
         assert (one.stop == "stopped") == one.turns[-1].endswith(("<|im_end|>", "<|endoftext|>"))
         assert 1 <= one.tokens <= 24 and one.logprob <= 0 and one.scores["reward"] == one.reward and one.truth
         assert (one.advantage is None) == (one.kind == "eval")
-        assert one.entropy is None or (one.kind == "train" and one.entropy > 0)
+        assert (one.entropy is None and one.kind == "train") or 0 < one.entropy < 10
     assert any(one.entropy is not None for one in by_step[1])
     assert not list(whole.rglob("*.tmp"))
     assert "samples" not in json.loads((whole / "journal.jsonl").read_text().splitlines()[0])
@@ -96,10 +96,10 @@ def test_a_step_whose_evaluation_failed_keeps_both_kinds(whole, tmp_path, monkey
     with monkeypatch.context() as patch:
         generate = HfEngine.generate
 
-        def fail(*arguments):
+        def fail(*arguments, **options):
             if next(calls) == 5:  # trial, evaluation, step 1, step 2, evaluation
                 raise EngineError("the engine is gone")
-            return generate(*arguments)
+            return generate(*arguments, **options)
 
         patch.setattr(HfEngine, "generate", fail)
         with pytest.raises(EngineError):
@@ -215,12 +215,14 @@ def rollout(uid, reward, tokenizer, turns=("Sort: b a", "Now add c"), truth=("a 
 
 def test_all_turns_of_a_conversation_are_kept(tokenizer):
     one = rollout("a", 0.5, tokenizer, truth=("a b", "x\ud800"))
+    one.entropies = [0.5, 1.0]
     (found,) = eval_samples(tokenizer, "alphabet_sort", [one], 1, None)
     user = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     assert found.prompt == user.format("Sort: b a")
     assert found.turns == ["a b<|im_end|>", "\n" + user.format("Now add c"), "x?<|im_end|>"]
     assert found.truth == ["a b", "x\\ud800"]
-    assert (found.logprob, found.tokens, found.scores) == (-0.25, one.completion_tokens, {"reward": 0.5, "turn_1": 1.0})
+    assert (found.logprob, found.entropy) == (-0.25, 0.75)
+    assert (found.tokens, found.scores) == (one.completion_tokens, {"reward": 0.5, "turn_1": 1.0})
     assert read_samples_of(pack([found])) == [found]
 
 

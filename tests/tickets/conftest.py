@@ -5,7 +5,10 @@ import pytest
 from mth.config.choices import Init
 from mth.config.schema import ModelConfig
 from mth.models.shapes import parameter_shapes
+from tests import interpreted
 from tests.tickets.counts import COUNTS
+
+interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 
 
 @pytest.fixture(scope="package", params=sorted(COUNTS))

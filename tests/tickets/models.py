@@ -14,10 +14,10 @@ from mth.tickets.ticket import Ticket
 SAMPLED = OptimizerConfig(weight_gradient=WeightGradient.sampled)
 
 
-def ticket_of(model, percent, seed=0):
+def ticket_of(model, percent, seed=0, dense_norm=False):
     parameters = model_parameters(model)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    return Ticket(parameters, sample_mask(shapes, "random", percent, seed))
+    return Ticket(parameters, sample_mask(shapes, "random", percent, seed), dense_norm)
 
 
 def backward(model, seeds=(1,), rows=3, tokens=20):

@@ -167,10 +167,10 @@ def test_a_signal_interrupts_an_evaluation_and_loses_nothing(unharmed, tmp_path,
     calls, requests = itertools.count(1), listen()
     generate = HfEngine.generate
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if next(calls) == call:
             os.kill(os.getpid(), signal.SIGHUP)
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     try:
         with monkeypatch.context() as patch:
@@ -201,10 +201,10 @@ def test_an_engine_that_fails_at_any_moment_costs_nothing(unharmed, tmp_path, mo
     with monkeypatch.context() as patch:
         generate = HfEngine.generate
 
-        def fail(*arguments):
+        def fail(*arguments, **options):
             if next(calls) == call:
                 raise EngineError("the engine is gone")
-            return generate(*arguments)
+            return generate(*arguments, **options)
 
         patch.setattr(HfEngine, "generate", fail)
         with pytest.raises(EngineError):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import tests.pretend_cuda as gpu
-from mth.foundations.errors import UserError
 from mth.models.load import keep_model
 from mth.runs.journal import read_journal
 from mth.training import loop
+from tests import interpreted
 from tests.conftest import make_config
 
+interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 SMALL = {
     "train": {"steps": 2, "batch_size": 4},
     "rollout": {"max_tokens": 12, "group_size": 2},
@@ -25,6 +26,7 @@ EVERYTHING = {
     "train": {"micro_batch_tokens": 70},
     "spectrum": {"mode": "sketch", "width": 1024},
 }
+SAMPLED = {"train": {"steps": 1}, "sparsity": {"percent": 99.9}, "optimizer": {"weight_gradient": "sampled"}}
 # Waits of the host. Rollouts: prompts, noise and stop tokens go to the device, replies come back. Every 8 tokens finished rows are looked
 # for. A micro-batch: seven tensors go to the device, and its sampled tokens are counted, once more for the reference of a KL penalty.
 OF_A_STEP, OF_ROLLOUTS, OF_A_LOOK, OF_A_MICRO_BATCH = 7, 13, 3, 9
@@ -62,15 +64,19 @@ def train_there(tmp_path, config):
     keep_model(config.model)
     with gpu.pretended_gpu() as waits:
         summary = loop.train(config, tmp_path / "gpu", tmp_path)
-    assert (summary.status, summary.steps) == ("finished", 2)
-    assert waits.operations > 5000
+    assert (summary.status, summary.steps) == ("finished", config.train.steps)
+    assert waits.operations > 2000 * config.train.steps
     return read_journal(tmp_path / "gpu")[-1].metrics
 
 
-@pytest.mark.parametrize("sections", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_train_mixes_no_devices_and_seldom_waits(tmp_path, last_step, sections):
+@pytest.mark.parametrize(
+    ("sections", "kernels"), [({}, False), (EVERYTHING, False), (SAMPLED, True)], ids=["plain", "everything", "sampled"]
+)
+def test_train_mixes_no_devices_and_seldom_waits(request, tmp_path, last_step, sections, kernels):
+    launches = request.getfixturevalue("launched") if kernels else {}
     config = small(sections)
     there = train_there(tmp_path, config)
+    assert bool(launches) == kernels and ("sum_products" in launches) == (sections is SAMPLED)
     limit = OF_A_STEP + OF_ROLLOUTS + OF_A_LOOK * ceil(last_step["longest"] / 8) + OF_A_MICRO_BATCH * last_step["batches"]
     assert limit - 8 <= last_step["waits"].total() <= limit, last_step
     config.model.device = "cpu"
@@ -78,11 +84,6 @@ def test_train_mixes_no_devices_and_seldom_waits(tmp_path, last_step, sections):
     here = read_journal(tmp_path / "cpu")[-1].metrics
     for key in ("entropy", "loss", "ratio/mean", "grad_norm", "update_norm"):
         assert there[key] == pytest.approx(here[key], rel=0.05, abs=0.02), key
-
-
-def test_sampled_gradients_are_not_offered_on_a_gpu(tmp_path):
-    with pytest.raises(UserError, match=r"optimizer.weight_gradient=sampled is slower than dense gradients on a GPU; leave it at auto"):
-        train_there(tmp_path, small({"optimizer": {"weight_gradient": "sampled"}}))
 
 
 def test_the_pretended_gpu_refuses_what_cuda_refuses():

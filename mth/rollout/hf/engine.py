@@ -65,6 +65,7 @@ class HfEngine:
         temperature: float,
         stops: frozenset[int] = frozenset(),
         ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
         """See RolloutEngine. Batches prompts of similar length. Raises UserError if a prompt does not fit the context.
 
@@ -85,7 +86,7 @@ class HfEngine:
                         batch = [requests[i] for i in chosen]
                         tell = None if ended is None or self.model.device.type == "cpu" else partial(_tell, ended, chosen)
                         capture = self._captured if self.captures else None
-                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture, tell)
+                        completions = generate_batch(self.model, batch, max_tokens, temperature, stop_ids, bar, capture, tell, entropies)
                     bar.update(start + len(chosen) - bar.n)
                     for index, completion in zip(chosen, completions, strict=True):
                         results[index] = completion
@@ -125,6 +126,7 @@ def generate_batch(
     bar: Bar | None = None,
     capture: Capture | None = None,
     ended: Ended | None = None,
+    entropies: bool = False,
 ) -> list[Completion]:
     """Generate one completion per request in one batch. bar: counts the replies that have ended. capture: see FixedSteps; None: GrowingSteps.
 
@@ -144,11 +146,11 @@ def generate_batch(
     stops = torch.tensor(sorted(stop_ids), device=device)
     rows = torch.arange(len(requests), device=device)  # the request that each row of the batch belongs to
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    sampled: list[tuple[torch.Tensor, ...]] = []  # rows, tokens and log-probabilities of each step
+    sampled: list[tuple[torch.Tensor, ...]] = []  # of each step, see `by_request`
     logits = model.get_output_embeddings()(hidden)
     for step in range(max_tokens):
-        token, logprob = sample(logits, noise[:, step], temperature)
-        sampled.append((rows, token, logprob))
+        token, *numbers = sample(logits, noise[:, step], temperature, entropies)
+        sampled.append((rows, token, *numbers))
         finished |= torch.isin(token, stops)
         if step + 1 == max_tokens:
             break
@@ -168,7 +170,7 @@ def generate_batch(
                 token, rows, finished, noise = (tensor[order] for tensor in (token, rows, finished, noise))
                 steps.keep(order)
         logits = steps(token)
-    completions = cut_at_stop(*by_request(sampled, len(requests), max_tokens), stops)
+    completions = cut_at_stop(by_request(sampled, len(requests), max_tokens), stops)
     if ended is not None:
         ended([(row, completions[row]) for row in rows.tolist()])
     return completions
@@ -180,8 +182,8 @@ def completions_of(
     """These of the `count` requests, and what was sampled for them. See `by_request`."""
     if rows.numel() == 0:
         return []
-    tokens, logprobs = by_request(sampled, count, max_tokens)
-    return list(zip(rows.tolist(), cut_at_stop(tokens[rows], logprobs[rows], stops), strict=True))
+    columns = [column[rows] for column in by_request(sampled, count, max_tokens)]
+    return list(zip(rows.tolist(), cut_at_stop(columns, stops), strict=True))
 
 
 def decoding_steps(
@@ -198,30 +200,37 @@ def decoding_steps(
     return GrowingSteps(model, cache, lengths, None if prompt_mask.all() else mask, prompt_mask.shape[1])
 
 
-def by_request(sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and log-probabilities [count, max_tokens] of what each step sampled: rows, tokens, log-probabilities. 0 where nothing was."""
-    rows, token, logprob = (torch.cat(parts) for parts in zip(*sampled, strict=True))
+def by_request(sampled: Sequence[tuple[torch.Tensor, ...]], count: int, max_tokens: int) -> list[torch.Tensor]:
+    """Tokens, log-probabilities and, if they are there, entropies, each [count, max_tokens]; 0 where nothing was sampled.
+
+    sampled: of each step the rows that sampled, and what they sampled.
+    """
+    rows, *columns = (torch.cat(parts) for parts in zip(*sampled, strict=True))
     steps = torch.arange(len(sampled)).repeat_interleave(torch.tensor([part[0].numel() for part in sampled])).to(rows.device)
-    tokens, logprobs = token.new_zeros(count, max_tokens), logprob.new_zeros(count, max_tokens)
-    tokens[rows, steps], logprobs[rows, steps] = token, logprob
-    return tokens, logprobs
+    found = [column.new_zeros(count, max_tokens) for column in columns]
+    for whole, column in zip(found, columns, strict=True):
+        whole[rows, steps] = column
+    return found
 
 
-def cut_at_stop(tokens: torch.Tensor, logprobs: torch.Tensor, stops: torch.Tensor) -> list[Completion]:
-    """Cut tokens [B, T] and their log-probabilities [B, T] after each row's first stop token."""
+def cut_at_stop(columns: Sequence[torch.Tensor], stops: torch.Tensor) -> list[Completion]:
+    """Cut tokens [B, T], their log-probabilities [B, T] and, if they are there, entropies [B, T] after each row's first stop token."""
+    tokens = columns[0]
     is_stop = torch.isin(tokens, stops)
     stopped = is_stop.any(1)
     counts = torch.where(stopped, is_stop.int().argmax(1) + 1, tokens.shape[1])
+    rows = zip(counts.tolist(), stopped.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        Completion(ids[:count], row_logprobs[:count], has_stopped)
-        for ids, row_logprobs, count, has_stopped in zip(tokens.tolist(), logprobs.tolist(), counts.tolist(), stopped.tolist(), strict=True)
+        Completion(ids[:count], logprobs[:count], has_stopped, *(each[:count] for each in entropies))
+        for count, has_stopped, ids, logprobs, *entropies in rows
     ]
 
 
-def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, entropies: bool = False) -> tuple[torch.Tensor, ...]:
     """Sample tokens [B] from logits [B, V] by inverse transform sampling. Temperature 0 is greedy.
 
-    noise: [B], uniform in [0, 1). Returns the tokens and their log-probabilities [B] at this temperature, or at 1 if it is 0.
+    noise: [B], uniform in [0, 1). Returns the tokens and their log-probabilities [B] at this temperature, or at 1 if it is 0. entropies: also
+    return the entropies [B] of the distributions, in nats.
     """
     logits = logits.float()
     logprobs = torch.log_softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
@@ -231,4 +240,5 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float) -> tup
         cumulative = logprobs.exp().cumsum(-1)
         point = (noise * cumulative[:, -1]).unsqueeze(1)
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+    found = (token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1))
+    return (*found, torch.special.entr(logprobs.exp()).sum(-1)) if entropies else found

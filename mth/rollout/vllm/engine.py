@@ -68,10 +68,12 @@ class VllmEngine:
         temperature: float,
         stops: frozenset[int] = frozenset(),
         ended: Ended | None = None,
+        entropies: bool = False,
     ) -> list[Completion]:
         """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled.
 
         `ended` is called where the trainer's model is on a GPU: on a CPU, what it begins would take the cores that generate.
+        vLLM gives no entropies.
         """
         check_fits(requests, max_tokens, self.context)
         options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": sorted({*self.stop_ids, *stops})}

@@ -43,15 +43,19 @@ def test_equal_prompts_share_their_prefix_and_differ_by_seed(small_policy):
     assert len({tuple(c.ids) for c in group}) == 6
 
 
-def test_logprobs_are_the_trainers(small_policy):
+def test_logprobs_and_entropies_are_the_trainers(small_policy):
     asked = requests(8)
     for temperature in (1.0, 0.7):
-        for request, completion in zip(asked, engine_of(small_policy).generate(asked, 16, temperature), strict=True):
+        replies = engine_of(small_policy).generate(asked, 16, temperature, entropies=True)
+        for request, completion in zip(asked, replies, strict=True):
             ids = torch.tensor([[*request.prompt, *completion.ids]])
             mask = torch.zeros_like(ids, dtype=torch.bool)
             mask[0, len(request.prompt) :] = True
-            expected, _ = completion_logprobs(small_policy.model, ids, mask, temperature)
+            expected, entropies = completion_logprobs(small_policy.model, ids, mask, temperature)
             torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(torch.tensor(completion.entropies), entropies, rtol=0, atol=1e-5)
+        plain = engine_of(small_policy).generate(asked, 16, temperature)
+        assert [(reply.ids, reply.logprobs, []) for reply in replies] == [(reply.ids, reply.logprobs, reply.entropies) for reply in plain]
 
 
 def test_greedy_agrees_with_transformers_generate(small_policy):
