@@ -129,6 +129,9 @@ def test_memory_estimate_grows_with_what_it_depends_on():
     assert sparse["weights"] == full["weights"] == 1_791_104 * 4
     assert estimate("sparsity=99", "optimizer=sgd")["ticket"] == 17_881 * 12
     assert estimate("train.micro_batch_tokens=32768")["work"] > sparse["work"]
+    bf16 = ("sparsity=0", "model.dtype=bfloat16", "rollout.batch_size=1")
+    masked, dense = (estimate(*bf16, f"optimizer.clip_norm={norm}")["work"] for norm in ("masked", "dense"))
+    assert dense - masked == 1_791_104 * 4  # fp32 sums of all gradients
 
 
 def test_identity_decides_what_is_run_again(tmp_path):

@@ -50,6 +50,10 @@ class EngineSpec:
         return max(wanted, 64 * MIB, int(1.1 * per_token * self.context) + 16 * MIB)
 
 
+Reply = tuple[list[int], list[float], bool]  # token ids, log-probabilities, whether a stop token ended it
+Told = Callable[[Sequence[tuple[int, Reply]]], None]  # takes places of prompts and their replies
+
+
 class Core(Protocol):
     """What VllmEngine needs of vLLM, wherever vLLM runs.
 
@@ -78,9 +82,9 @@ class Core(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int]
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """Return token ids, log-probabilities and whether a stop token ended it, per prompt. options: of vLLM's SamplingParams."""
+        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int], told: Told | None = None
+    ) -> list[Reply]:
+        """Return a reply per prompt. options: of vLLM's SamplingParams. told: may be called with replies that have ended while others go on."""
         ...
 
     def close(self) -> None:
@@ -242,22 +246,23 @@ class LocalCore:
         return self._update({"values": values})
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int]
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """See Core."""
+        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int], told: Told | None = None
+    ) -> list[Reply]:
+        """See Core. `told` is called at every step of the engine, also with no reply."""
         from vllm import SamplingParams
 
         params = [SamplingParams(seed=seed, logprobs=0, detokenize=False, ignore_eos=True, **options) for seed in seeds]
         bar = functools.partial(Bar, leave=False, unit="replies") if len(prompts) >= MIN_PROMPTS_FOR_PROGRESS else False
         with self._closing_on_failure("generating"), preserve_torch_state():
-            outputs = self.llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=bar)
-        results = []
-        for output in outputs:
-            completion = output.outputs[0]
-            ids = list(completion.token_ids)
-            logprobs = [step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)]
-            results.append((ids, logprobs, completion.finish_reason == "stop"))
-        return results
+            inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+            if told is None:
+                outputs = self.llm.generate(inputs, params, use_tqdm=bar)
+            else:
+                names = self.llm.enqueue(inputs, params, use_tqdm=False)  # number of the request, and perhaps a random part
+                places = {name.partition("-")[0]: place for place, name in enumerate(names)}
+                with telling(self.llm.llm_engine, places, told):
+                    outputs = self.llm.wait_for_completion(use_tqdm=bar)
+        return [reply_of(output) for output in outputs]
 
     def close(self) -> None:
         """Free the engine. Another one can then be opened in this process."""
@@ -288,13 +293,38 @@ class LocalCore:
             yield
         except Exception as error:
             self.close()
-            if isinstance(error, EngineError):
+            if isinstance(error, UserError):  # EngineError is one
                 raise
             raise EngineError(f"vLLM failed while {doing}: {describe_failure(error)}") from error
 
     def _on_backend(self, call: Callable[[Any], dict[str, int]]) -> dict[str, int]:
         """Call a function on the TicketTransfer inside vLLM's worker."""
         return self.llm.collective_rpc(lambda worker: call(worker.weight_transfer_engine))[0]
+
+
+def reply_of(output: Any) -> Reply:
+    """The reply of vLLM's RequestOutput."""
+    completion = output.outputs[0]
+    ids = list(completion.token_ids)
+    logprobs = [step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)]
+    return ids, logprobs, completion.finish_reason == "stop"
+
+
+@contextlib.contextmanager
+def telling(engine: Any, places: Mapping[str, int], told: Told) -> Iterator[None]:
+    """Within, every step of a vLLM engine calls `told` with the requests that it has finished. places: by request id."""
+    step = engine.step
+
+    def step_and_tell() -> Any:
+        outputs = step()
+        told([(places[output.request_id], reply_of(output)) for output in outputs if output.finished and output.request_id in places])
+        return outputs
+
+    engine.step = step_and_tell
+    try:
+        yield
+    finally:
+        engine.step = step
 
 
 def describe_failure(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The `vllm` engines: generate with vLLM and write the ticket into the running model after every step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -9,7 +10,7 @@ from mth.foundations.errors import EngineError
 from mth.models.load import Policy
 from mth.models.shapes import usable_context
 from mth.rollout.engine import Completion, Ended, Request, check_fits
-from mth.rollout.vllm.core import Core, EngineSpec
+from mth.rollout.vllm.core import Core, EngineSpec, Reply
 from mth.tickets.ticket import Ticket
 
 MIN_CHUNK_BYTES = 2**28  # whole tensors are collected into chunks of at least this size, and each chunk is one transfer
@@ -25,6 +26,7 @@ class VllmEngine:
     def __init__(self, policy: Policy, ticket: Ticket, config: RolloutConfig, core: Core) -> None:
         self.core, self.ticket = core, ticket
         self.stop_ids = sorted(policy.stop_ids)
+        self.on_cpu = policy.model.device.type == "cpu"
         self.dtype = policy.model.dtype if config.dtype is None else getattr(torch, config.dtype.name)
         limit = usable_context(policy.model.config)
         self.context = min(limit, config.context or limit)
@@ -70,11 +72,13 @@ class VllmEngine:
     ) -> list[Completion]:
         """See RolloutEngine. Every request has its own generator, so batching does not change what is sampled.
 
-        `ended` is not called, and vLLM gives no entropies.
+        `ended` is called where the trainer's model is on a GPU: on a CPU, what it begins would take the cores that generate.
+        vLLM gives no entropies.
         """
         check_fits(requests, max_tokens, self.context)
         options = {"max_tokens": max_tokens, "temperature": temperature, "stop_token_ids": sorted({*self.stop_ids, *stops})}
-        replies = self.core.generate([request.prompt for request in requests], options, [request.seed for request in requests])
+        tell = {} if ended is None or self.on_cpu else {"told": partial(_tell, ended)}
+        replies = self.core.generate([request.prompt for request in requests], options, [request.seed for request in requests], **tell)
         return [Completion(ids, logprobs, stopped) for ids, logprobs, stopped in replies]
 
     def close(self) -> None:
@@ -103,6 +107,10 @@ class VllmEngine:
                     f"vLLM is out of step with the trainer at {name}: {counts.get(name, 0):,} of {tensor.numel():,} entries {what}; "
                     "replies would come from other weights than those trained, so the run stops"
                 )
+
+
+def _tell(ended: Ended, replies: Sequence[tuple[int, Reply]]) -> None:
+    ended([(place, Completion(*reply)) for place, reply in replies])
 
 
 def chunks(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from mth.foundations.errors import EngineError
 from mth.foundations.secrets import TOKEN_VARIABLE
-from mth.rollout.vllm.core import EngineSpec
+from mth.rollout.vllm.core import EngineSpec, Reply, Told
 
 TENSOR_CALLS = ("load_tensors", "set_indices")  # take named tensors
 VALUE_CALLS = ("count_matching", "write_values")  # take the ticket's values
@@ -82,9 +82,9 @@ class RemoteCore:
         return self._call("write_values", {}, {"values": values})
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int]
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """See Core."""
+        self, prompts: Sequence[Sequence[int]], options: dict[str, Any], seeds: Sequence[int], told: Told | None = None
+    ) -> list[Reply]:
+        """See Core. All replies come at once: `told` is not called."""
         arguments = {"prompts": [list(prompt) for prompt in prompts], "options": options, "seeds": list(seeds)}
         return [(ids, logprobs, stopped) for ids, logprobs, stopped in self._call("generate", arguments)]
 

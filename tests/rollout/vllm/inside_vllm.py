@@ -239,6 +239,23 @@ def test_replies_end_at_a_stop_token_or_at_the_limit(engine):
     assert any(reply.stopped for reply in replies)
 
 
+def test_replies_are_told_while_others_go_on(engine):
+    told, stops = [], frozenset(range(0, 1121, 9))
+    plain = engine.generate(requests(), 40, 1.0, stops, ended=told.append)
+    assert told == []  # on a CPU
+    engine.on_cpu = False
+    assert engine.generate(requests(), 40, 1.0, stops, ended=told.append) == plain
+    assert sorted(place for pairs in told for place, _ in pairs) == list(range(6))
+    assert all(reply == plain[place] for pairs in told for place, reply in pairs)
+    assert sum(map(bool, told)) > 1 and [] in told
+
+    def refuse(pairs):
+        raise UserError("task.grader: the math-verify process does not start")
+
+    with pytest.raises(UserError, match=r"^task\.grader: the math-verify process does not start"):
+        engine.generate(requests(), 4, 1.0, ended=refuse)
+
+
 def test_stops_of_a_call_end_replies_beside_the_models_own(engine):
     own = engine.stop_ids
     asked = [Request(r.prompt, i) for i, r in enumerate(requests(9))]
