@@ -10,7 +10,7 @@ from mth.foundations.errors import UserError
 # Model -> sparsity in percent -> learning rate. The embedded model's own table was measured on its two tasks.
 RATES: dict[str, dict[float, float]] = {
     **{model: dict(zip(paper.LEVELS, rates, strict=True)) for model, rates in paper.LEARNING_RATES.items()},
-    "smollm2-135m": dict(zip(paper.LEVELS, (1e-5, 1e-3, 1e-3, 3e-3, 3e-3, 1e-2, 3e-2), strict=True)),
+    "smollm2-135m": dict(zip(paper.LEVELS, (1e-5, 1e-3, 3e-3, 1e-2, 1e-2, 1e-1, 3e-1), strict=True)),
     "tiny": dict(zip(paper.LEVELS, (1e-4, 5e-3, 1.5e-2, 3e-2, 9e-2, 1e-1, 1e-1), strict=True)),
 }
 
