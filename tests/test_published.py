@@ -36,11 +36,11 @@ def test_the_published_frame_gives_the_published_tables(folder, tmp_path):
     assert (again / "settings.csv").read_text() == (RESULTS / folder / "settings.csv").read_text()  # which the notebooks read
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, "reasoning_gym"])
 def test_no_cell_of_the_published_commands_is_left_out(folder):
     runs = {run.identity: run for run in read_frame(RESULTS / folder).runs}
     commands = [shlex.split(line) for line in (RESULTS / folder / "commands.sh").read_text().splitlines() if "mth.train" in line]
-    cells = {identity(cell.config) for command in commands for cell in cells_of(command[command.index("-m", 3) + 1 :])}
+    cells = {identity(cell.config) for command in commands for cell in cells_of(command[3:])}
     assert cells == set(runs)
     assert all(run.done for run in runs.values())
 
