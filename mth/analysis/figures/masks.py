@@ -52,12 +52,15 @@ def make(setting: Setting, needed: Need) -> list[Item]:
 
 
 def draw(axes: Axes, curves: Sequence[pd.Series], mean: pd.DataFrame, full: pd.DataFrame, full_name: str) -> None:
-    """One thin line per mask, their mean with a band of one std, full training dashed. full_name: its label."""
-    for number, values in enumerate(curves):
-        axes.plot(values.index, values, color=SKY, linewidth=0.7, alpha=0.8, label="one mask" if number == 0 else None)
-    low, high = mean["mean"] - mean["std"], mean["mean"] + mean["std"]
-    axes.fill_between(mean.index, low, high, color=BLUE, alpha=0.3, linewidth=0, label="one std")
-    axes.plot(mean.index, mean["mean"], color=BLUE, linewidth=2, label=f"mean of {len(curves)} masks")
+    """One thin line per mask if there are several, their mean with a band of one std, full training dashed. full_name: its label."""
+    label = "one mask"
+    if len(curves) > 1:
+        label = f"mean of {len(curves)} masks"
+        for number, values in enumerate(curves):
+            axes.plot(values.index, values, color=SKY, linewidth=0.7, alpha=0.8, label="one mask" if number == 0 else None)
+        low, high = mean["mean"] - mean["std"], mean["mean"] + mean["std"]
+        axes.fill_between(mean.index, low, high, color=BLUE, alpha=0.3, linewidth=0, label="one std")
+    axes.plot(mean.index, mean["mean"], color=BLUE, linewidth=2, label=label)
     draw_full_training(axes, full, full_name)
     step_axis(axes)
     axes.legend(fontsize=8, frameon=False)
