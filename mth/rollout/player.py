@@ -29,17 +29,18 @@ class Rollout:
     """One episode with the model's replies.
 
     ids, loss_mask, logprobs: one entry per token of the conversation. loss_mask: True at tokens that the model sampled.
-    logprobs: of sampled tokens, in nats; 0 elsewhere. entropies: of sampled tokens only, in nats; empty if they were not asked for. truncated: True if a reply reached the token limit. scores: of the task.
+    logprobs: of sampled tokens, in nats; 0 elsewhere. truncated: True if a reply reached the token limit. scores: of the task. entropies: one
+    per sampled token, in nats; empty if they were not asked for.
     """
 
     episode: Episode
     ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
     truncated: bool = False
     scores: dict[str, float] = field(default_factory=dict)
+    entropies: list[float] = field(default_factory=list)
 
     @property
     def reward(self) -> float:

@@ -25,7 +25,7 @@ class FakePlayer:
     def __init__(self):
         self.calls = []
 
-    def rollout_episodes(self, task, episodes, *, group_size, max_tokens, temperature, seed):
+    def rollout_episodes(self, task, episodes, *, group_size, max_tokens, temperature, seed, entropies):
         self.calls.append((task.name, len(episodes), max_tokens, temperature, seed))
         rows = [episode for episode in episodes for _ in range(group_size)]
         return [Rollout(episode, scores={"reward": float(i % 2)}, truncated=i == 0) for i, episode in enumerate(rows)]
