@@ -21,6 +21,7 @@ from mth.config.user_code import task_overrides
 PIN = re.compile(r"(?<=:)(\w+)#[0-9a-f]+")  # of code, behind its name
 TRAIN_SEED = "seed.train"
 VARIED = ("sparsity", "mask", "mask_seed", "lr", "spectrum", TRAIN_SEED)  # what the experiments vary; all other keys are a setting
+EVALUATED = ("task.grader", "eval.tasks", "eval.samples", "eval.temperature", "eval.max_tokens")  # of all evaluated tasks
 
 PLAIN = re.compile(r"[\w./:+-]+")  # texts that Hydra's grammar reads without quotes
 
@@ -62,8 +63,8 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     arguments = [f"experiment={experiment}", f"model={config.model.name}", *task_overrides(config.task)]
     if config.model.name not in options("model"):  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
-    for _ in range(2):  # the second time what the first evaluated tasks, once named, get from recipes of their own
-        arguments += _overrides(load_run(compose(arguments), arguments), config)
+    arguments += _evaluated(config)
+    arguments += _overrides(load_run(compose(arguments), arguments), config)
     cells = _cells(tuple(arguments))
     typed = arguments
     if any(cell.lr.value is None for cell in cells):
@@ -88,15 +89,18 @@ def all_runs(runs: Sequence[Run]) -> Need:
     return Need("", list(runs), [], 0, "")
 
 
-def _overrides(base: Config, config: Config) -> list[str]:
-    """Overrides that turn the setting of `base` into the setting of `config`.
+def _evaluated(config: Config) -> list[str]:
+    """Overrides that name the evaluated tasks, and what holds for all of them: a stored configuration may have that from another recipe."""
+    if config.eval.tasks == [config.task.name]:
+        return []
+    values = flat(to_plain(config))
+    return [f"{key}={_text(values[key])}" for key in EVALUATED]
 
-    What an evaluated task has from its own recipe is always named: a stored configuration may have it from another one.
-    """
+
+def _overrides(base: Config, config: Config) -> list[str]:
+    """Overrides that turn the setting of `base` into the setting of `config`."""
     ours, theirs, values = flat(identity_keys(base)), flat(identity_keys(config)), flat(to_plain(config))
-    own = {"eval.samples", "eval.temperature", "eval.max_tokens", "task.grader"} if config.eval.tasks != [config.task.name] else set()
-    own -= own if base.eval.tasks == config.eval.tasks else set()
-    keys = [key for key in values if key.split(".")[0] not in VARIED and (ours.get(key) != theirs.get(key) or key in own)]
+    keys = [key for key in values if key.split(".")[0] not in VARIED and ours.get(key) != theirs.get(key)]
     return [f"{key}={_text(_value(key, values, config))}" for key in keys]
 
 

@@ -74,7 +74,7 @@ def evaluate(player: Player, tasks: dict[str, Task], config: Config, tokenizer: 
                 max_tokens=own.max_tokens or 1,
                 temperature=own.temperature or 0.0,
                 seed=("eval", config.seed.eval, name),
-                entropies=tokenizer is not None,
+                entropies=tokenizer is not None and config.samples.eval != 0,
             )
         result.metrics.update(summarize(rollouts, f"eval/{name}", replies))
         result.rewards[name] = [rollout.reward for rollout in rollouts]
