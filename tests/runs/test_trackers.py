@@ -218,6 +218,8 @@ def test_three_trackers_at_once_and_each_again_from_the_journal(tmp_path, store,
 
     for file in ("trackers.json", *(path.relative_to(folder) for path in (folder / "tensorboard").iterdir())):
         (folder / file).unlink()
+    (written,) = (folder / "wandb").glob("offline-run-*")
+    written.rename(f"{written}-1")  # what W&B names a second start within one second
     (folder / "page.html").write_text("<p>the page</p>")
     assert len(missing(tracker.run)) == 3
     assert send(folder, None, None) == []

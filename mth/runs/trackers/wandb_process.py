@@ -23,7 +23,7 @@ def init(dir: str, **values: Any) -> Any:
     run = wandb.init(dir=dir, resume="allow", settings=settings, **values)
     if run.offline:
         own = Path(run.dir).parent
-        for other in own.parent.glob(f"offline-run-*-{values['id']}"):
+        for other in own.parent.glob(f"offline-run-*-{values['id']}*"):  # W&B adds -1 to the name of a second start within a second
             if other != own:
                 shutil.rmtree(other)
     return run
