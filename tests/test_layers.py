@@ -13,6 +13,7 @@ ROOMS = ["foundations", "config", "tickets", "tasks", "models", "rollout", "runs
 COMMANDS = ["__main__", "train", "evaluate", "export", "pretrain", "report", "samples", "serve", "watch", "library"]
 LEVEL = {room: level for level, room in enumerate(ROOMS)} | dict.fromkeys(COMMANDS, len(ROOMS))
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+OTHERS = sorted(path for folder in ("tests", "benchmarks", "hydra_plugins") for path in (PACKAGE.parent / folder).rglob("*.py"))
 
 
 def imports(path):
@@ -69,6 +70,13 @@ def test_files_and_functions_are_short_and_say_what_they_are(path):
             limit = 60 if (path.name, node.name) == ("loop.py", "train") else 80
             assert node.end_lineno - node.lineno < limit, f"{path}:{node.lineno} {node.name} is too long"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_files_beside_the_package_are_short_too(path):
+    text = path.read_text()
+    assert text.count("\n") <= 350, f"{path} has {text.count(chr(10))} lines"
+    assert not text or ast.get_docstring(ast.parse(text)), f"{path} does not say what it is"
 
 
 def test_tickets_and_tasks_do_not_know_each_other():

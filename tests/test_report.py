@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 
 from mth.analysis.needs import need
-from mth.analysis.output import markdown, texts
 from mth.analysis.page import report
 from mth.analysis.rates import best_rates, selection_score
 from mth.analysis.settings import read_settings, read_table
@@ -292,30 +291,6 @@ def test_a_run_with_a_page_of_its_own_is_linked_and_every_name_is_text(few):
     assert "&lt;img src=x onerror=alert(1)&gt;/0-s0.0-m0" in page
     (link,) = re.findall(r'<td class="run"><a href="([^"]+)">', page)
     assert (few / "report" / unquote(link)).resolve() == (strange / "5-s99.0-m0/page.html").resolve()
-
-
-def test_the_numbers_of_a_column_have_the_same_decimals():
-    table = pd.DataFrame(
-        {
-            "mean": [0.9, 0.8125, 0.0123456],
-            "lr": [1e-4, 0.03, 1.0],
-            "size": [1234.5, 0.25, float("nan")],
-            "wide": [1e-6, 2.0, 0.5],
-            "runs": [5.0, 20.0, 1.0],
-        }
-    )
-    assert texts(table).to_dict("list") == {
-        "mean": ["0.9000", "0.8125", "0.0123"],
-        "lr": ["0.0001", "0.03", "1"],
-        "size": ["1,234.50", "0.25", ""],
-        "wide": ["1e-06", "2", "0.5"],
-        "runs": ["5", "20", "1"],
-    }
-
-
-def test_markdown_is_a_table():
-    text = markdown(pd.DataFrame({"a": [1, 15_436_967], "b": [0.5, float("nan")], "c": ["x|y", None]}))
-    assert text.splitlines() == ["| a | b | c |", "| --- | --- | --- |", "| 1 | 0.5 | x\\|y |", "| 15,436,967 |  |  |"]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mth.runs.folder import RunFolder
 from mth.runs.journal import Entry, write_journal
 from mth.watch import Panel, draw, panels_of, seconds_per_step, series
 from tests.conftest import begin, claim, make_config
-from tests.grid.test_grid import entry_of
+from tests.grid.launched import entry_of
 
 
 def entry(step, **more):

@@ -3,9 +3,11 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mth.analysis import tables
+from mth.analysis.output import markdown, texts
 from mth.analysis.tables import table_2, table_3
 
 
@@ -51,3 +53,27 @@ def test_table_5_divides_by_the_paper(monkeypatch):
     assert (table["moments + index MiB"] == 10).all()
     assert (table["of paper"] * table["paper MiB"]).tolist() == pytest.approx([10] * len(table))
     assert (table["moments MiB"] == 8).all()
+
+
+def test_the_numbers_of_a_column_have_the_same_decimals():
+    table = pd.DataFrame(
+        {
+            "mean": [0.9, 0.8125, 0.0123456],
+            "lr": [1e-4, 0.03, 1.0],
+            "size": [1234.5, 0.25, float("nan")],
+            "wide": [1e-6, 2.0, 0.5],
+            "runs": [5.0, 20.0, 1.0],
+        }
+    )
+    assert texts(table).to_dict("list") == {
+        "mean": ["0.9000", "0.8125", "0.0123"],
+        "lr": ["0.0001", "0.03", "1"],
+        "size": ["1,234.50", "0.25", ""],
+        "wide": ["1e-06", "2", "0.5"],
+        "runs": ["5", "20", "1"],
+    }
+
+
+def test_markdown_is_a_table():
+    text = markdown(pd.DataFrame({"a": [1, 15_436_967], "b": [0.5, float("nan")], "c": ["x|y", None]}))
+    assert text.splitlines() == ["| a | b | c |", "| --- | --- | --- |", "| 1 | 0.5 | x\\|y |", "| 15,436,967 |  |  |"]

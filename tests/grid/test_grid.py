@@ -1,77 +1,30 @@
-"""Grids on one machine: planning, frozen inputs, identity, failures, signals, detached launchers, journals sent later."""
+"""Grids on one machine: planning, frozen inputs, identity, what a second command adds."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from mth.config.cells import cells_of, read_command
 from mth.config.identity import identity
-from mth.config.launchers import launcher_settings
 from mth.foundations import provenance
 from mth.foundations.errors import UserError
-from mth.foundations.paths import TINY_MODEL
 from mth.foundations.signals import listen
 from mth.grid import launch, local, slurm
 from mth.grid.devices import slots
 from mth.grid.memory import facts_of_models, memory_estimate
 from mth.grid.placement import place_cells
-from mth.grid.record import Grid, GridCell, hold_launcher, log_event, read_grid
+from mth.grid.record import Grid, read_grid
 from mth.grid.show import table
-from mth.grid.state import cell_states
 from mth.runs import lock as runs
-from mth.runs.journal import read_journal
 from mth.runs.lock import lock_run
 from mth.runs.search import find_runs
-from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
-from tests.conftest import begin, claim, make_config, model_with_damaged_weights
-
-SMALL = [
-    "task=arithmetic",
-    "task.train_rows=32",
-    "train.steps=2",
-    "train.batch_size=8",
-    "rollout.group_size=4",
-    "rollout.max_tokens=16",
-    "eval.samples=8",
-    "tracker=none",
-]
-LONG = [*SMALL, "train.steps=100000", "eval.every=0", "checkpoints.every=0", "collapse.window=1000000"]
-
-
-def command(module, *arguments):
-    return [sys.executable, "-m", f"mth.{module}", *map(str, arguments)]
-
-
-def mth(module, *arguments, cwd, check=True):
-    result = subprocess.run(command(module, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def until(condition, what, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
-def states(folder):
-    return {cell.entry.name: cell.state for cell in cell_states(read_grid(folder))}
-
-
-def entry_of(folder, name, found="new", **launcher):
-    settings = launcher_settings({"kind": launcher.get("kind", "local")})
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    return GridCell(name, folder / name, [], name, settings, found, 5, ["arithmetic"])
-
-
-# Before anything runs
+from tests.conftest import claim, make_config
+from tests.grid.launched import SMALL, entry_of, mth
 
 
 def test_cells_of_a_command_line_with_numbers_ranges_and_an_experiments_own_sweep(tmp_path, monkeypatch):
@@ -249,73 +202,6 @@ def test_cells_find_the_frozen_code_first_and_keep_what_the_user_has_on_the_path
     assert said.stdout.split() == [str(grid.code / "mth" / "__init__.py"), "True"]
 
 
-# States, from files
-
-
-def test_states_from_files_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "_lines", lambda *command: [])  # a SLURM that has forgotten everything
-    names = ("done", "broken", "stopped", "killed", "cancelled", "saved", "new", "gone")
-    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in names])
-    grid.write()
-    log_event(tmp_path, "submitted", cells=[n for n in names if n != "new"], jobs={"gone": "999999_0"})
-    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted"), ("saved", "interrupted")):
-        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status, "reason": "why"}))
-    (tmp_path / "killed" / "run.json").write_text('{"host": "n7"}')
-    log_event(tmp_path, "ended", cell="killed", code=-9)
-    log_event(tmp_path, "cancelled", cells=["cancelled", "saved"])
-    log_event(tmp_path, "ended", cell="saved", code=0)
-    with open(tmp_path / "events.jsonl", "a") as file:
-        file.write('{"time": "cut sho')
-    found = {cell.entry.name: (cell.state, cell.reason) for cell in cell_states(read_grid(tmp_path))}
-    assert found["done"][0] == "collapsed"
-    assert found["broken"] == ("failed", "why")
-    assert found["stopped"] == ("interrupted", "why")
-    assert found["killed"] == ("failed", "killed by signal 9 (out of memory?)")
-    assert (found["cancelled"][0], found["saved"][0]) == ("cancelled", "cancelled")
-    assert found["new"] == ("new", "")
-    assert found["gone"][0] == "killed"  # a job that nobody remembers
-    with hold_launcher(tmp_path), lock_run(tmp_path / "new", make_config()):
-        assert states(tmp_path)["new"] == "running"
-    log_event(tmp_path, "submitted", cells=["stopped"], jobs={})
-    assert states(tmp_path)["stopped"] == "interrupted"
-    with hold_launcher(tmp_path):
-        assert states(tmp_path)["stopped"] == "queued"
-
-
-def test_slurm_is_asked_only_for_what_has_not_finished(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(slurm, "query", lambda jobs: asked.extend(jobs) or {})
-    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in ("done", "broken")])
-    log_event(tmp_path, "submitted", cells=["done", "broken"], jobs={"done": "1_0", "broken": "1_1"})
-    for name, status in (("done", "finished"), ("broken", "failed")):
-        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
-    assert [cell.state for cell in cell_states(grid)] == ["finished", "failed"]
-    assert asked == ["1_1"]
-
-
-def test_waiting_outlives_a_slurm_that_does_not_answer(tmp_path, monkeypatch):
-    """Its controller is away for three looks: the queued cell looks killed, and is queued again after that."""
-    answers = iter([False, False, False, True, True, True])
-    seen = []
-
-    def look(self):
-        seen.append("queued" if len(seen) in (0, 4) else "killed")
-        return [type("Cell", (), {"state": seen[-1]})]
-
-    monkeypatch.setattr(launch, "SLURM_POLL_S", 0.0)
-    monkeypatch.setattr(launch.Display, "refresh", look)
-    monkeypatch.setattr(slurm, "answers", lambda: next(answers))
-    launch.wait(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")]))
-    assert seen == ["queued", "killed", "killed", "killed", "queued", "killed", "killed", "killed"]  # the last look closes the display
-
-
-def test_a_launcher_of_another_machine_is_not_signalled_here(tmp_path, monkeypatch):
-    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")])
-    monkeypatch.setattr("mth.grid.record.host_name", lambda: "n7")
-    with hold_launcher(tmp_path), pytest.raises(UserError, match="its launcher runs on n7; cancel it there"):
-        launch.cancel(grid)
-
-
 def test_a_grid_can_be_moved(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     Grid(old, tmp_path, old / "code", {}, "", [entry_of(old, "a")]).write()
@@ -331,23 +217,6 @@ def test_tables_drop_empty_columns():
         "a     ok",
         "bb    failed  x y",
     ]
-
-
-def test_slurm_answers_are_read(monkeypatch):
-    answers = {
-        "squeue": ["7_0|RUNNING|n1|None", "7_1|PENDING||Resources"],
-        "sacct": ["7_[2-3,5%4]|PENDING|None assigned", "8|CANCELLED by 0|n2"],
-    }
-    monkeypatch.setattr(slurm, "_lines", lambda name, *rest: answers[name])
-    found = slurm.query(["7_0", "7_1", "7_3", "7_5", "8", "9"])
-    assert {job: (s.state, s.node, s.active) for job, s in found.items()} == {
-        "7_0": ("RUNNING", "n1", True),
-        "7_1": ("PENDING", "", True),
-        "7_3": ("PENDING", "", True),
-        "7_5": ("PENDING", "", True),
-        "8": ("CANCELLED", "n2", False),
-    }
-    assert found["7_1"].reason == "Resources"
 
 
 def test_places_share_cores_and_gpus(monkeypatch):
@@ -380,127 +249,3 @@ def test_signals_inside_and_outside_a_job(monkeypatch):
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-# Real processes
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Two cells side by side, one of which cannot load its weights."""
-    folder = tmp_path_factory.mktemp("user")
-    paths = f"model.path={TINY_MODEL},{model_with_damaged_weights(folder / 'broken')}"
-    arguments = ["-m", paths, "model.lr_table=tiny", *SMALL, "tracker=mlflow", "tracker.uri=http://127.0.0.1:9", "hydra.launcher.jobs=2"]
-    result = mth("train", *arguments, f"run_dir={folder}/multirun/two", cwd=folder, check=False)
-    return folder / "multirun" / "two", result
-
-
-def test_a_failing_cell_is_named_and_the_rest_completes(finished):
-    grid, result = finished
-    assert result.returncode == 2
-    assert "1 of 2 cells did not finish" in result.stderr
-    assert "weights cannot be loaded" in result.stderr
-    assert f"log: {Path('multirun/two/1-s99.0-m0/log.txt')}" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "Traceback" in (grid / "1-s99.0-m0" / "log.txt").read_text()
-    assert list(states(grid).values()) == ["finished", "failed"]
-    assert json.loads((grid / "environment.json").read_text())["packages"]["torch"]
-    assert json.loads((grid / "0-s99.0-m0" / "run.json").read_text())["code"] == read_grid(grid).version
-    assert "MLflow at http://127.0.0.1:9 does not answer" in result.stderr
-    assert "1 finished, 1 failed, 0 tracked" in result.stdout
-    assert f"not everything is in MLflow at http://127.0.0.1:9: python -m mth.grid sync {grid}" in result.stdout
-
-
-def test_sync_replays_journals_and_replaying_again_changes_nothing(finished):
-    grid, _ = finished
-    uri = default_uri(grid.parent)
-    for _ in range(2):
-        assert "1 runs sent" in mth("grid", "sync", grid, f"tracker.uri={uri}", cwd=grid).stdout
-        client = mlflow_client(uri)
-        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        sent = client.get_metric_history(run.info.run_id, "train/arithmetic/reward/mean")
-        journal = [(e.step, e.metrics["reward/mean"]) for e in read_journal(grid / "0-s99.0-m0") if "reward/mean" in e.metrics]
-        assert [(m.step, m.value) for m in sent] == journal
-        assert run.info.status == "FINISHED"
-        assert run.data.tags["sweep"] == "two"
-        assert run.data.params["active_parameters"] == "17881"
-    dead = mth("grid", "sync", grid, cwd=grid, check=False)
-    assert dead.returncode == 2
-    assert "1 of 1 runs were not sent" in dead.stderr
-
-
-def test_ctrl_c_saves_what_runs_and_a_killed_launcher_leaves_it_running(tmp_path):
-    folder = tmp_path / "multirun" / "long"
-    launcher = begin(command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    first, second = folder / "0-s99.0-m0", folder / "1-s99.0-m1"
-    until(lambda: len(read_journal(first)) > 2, "the first steps")
-    launcher.send_signal(signal.SIGINT)
-    _, said = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + signal.SIGINT
-    assert f"mth.grid resume {Path('multirun/long')}" in said
-    assert json.loads((first / "summary.json").read_text())["status"] == "interrupted"
-    steps = len(read_journal(first))
-    assert (first / "checkpoints" / f"step_{steps - 1:06d}.safetensors").is_file()
-    assert list(states(folder).values()) == ["interrupted", "new"]
-
-    launcher = begin(command("grid", "resume", folder), cwd=folder)
-    until(lambda: len(read_journal(first)) > steps, "steps after the resume")
-    pid = json.loads((first / "run.json").read_text())["pid"]
-    assert Path(f"/proc/{pid}/cwd").resolve() == tmp_path  # where the grid's command was given, for relative paths in it
-    other = mth("grid", "resume", folder, cwd=tmp_path, check=False)
-    assert other.returncode == 0 and "0 of 2 cells to run" in other.stdout
-    launcher.kill()
-    launcher.wait()
-    assert states(folder)[first.name] == "running"
-    reached = len(read_journal(first))
-    until(lambda: len(read_journal(first)) > reached, "steps without a launcher")
-    assert "asked 1 running cells" in mth("grid", "cancel", folder, cwd=tmp_path).stdout
-    until(lambda: states(folder)[first.name] == "cancelled", "the end of the cell")
-    assert [e.step for e in read_journal(first)] == list(range(len(read_journal(first))))
-    assert not (second / "journal.jsonl").exists()
-
-
-def test_ctrl_c_twice_does_not_wait_for_the_cells_which_save_all_the_same(tmp_path):
-    folder = tmp_path / "multirun" / "twice"
-    launcher = begin(command("train", "-m", "mask_seed=0,1", *LONG, f"run_dir={folder}"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    first = folder / "0-s99.0-m0"
-    until(lambda: len(read_journal(first)) > 1, "the first step")
-    launcher.send_signal(signal.SIGINT)
-    while "send it again to end at once" not in launcher.stderr.readline():
-        pass
-    launcher.send_signal(signal.SIGINT)
-    _, said = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + signal.SIGINT
-    assert "Traceback" not in said and "saves and ends by itself" in said
-    until(lambda: states(folder) == {first.name: "interrupted", "1-s99.0-m1": "new"}, "the end of the cell")
-
-
-def test_detach_returns_and_the_grid_runs_on(tmp_path):
-    folder = tmp_path / "multirun" / "detached"
-    said = mth("train", "-m", "mask_seed=0", *SMALL, "detach=true", f"run_dir={folder}", cwd=tmp_path).stdout
-    assert "in the background" in said
-    mth("grid", "watch", folder, cwd=tmp_path)
-    until(lambda: list(states(folder).values()) == ["finished"], "the detached cell")
-
-
-def test_commands_say_what_is_wrong_in_one_line(tmp_path):
-    grid = tmp_path / "grid"
-    Grid(grid, tmp_path, grid / "code", {}, "", [entry_of(grid, "a")]).write()
-    for arguments, message in (
-        (["status", tmp_path], "is not the folder of a grid"),
-        (["status"], "give the grid's folder"),
-        (["plot", tmp_path], "no such command; choose one of plan"),
-        (["sync", tmp_path], "no run with a journal.jsonl below it"),
-        (["plan", "sparsity=100"], "sparsity.percent=100 must be in [0, 100)"),
-        (["plan", "task.path=null,gone.jsonl"], "task.path=gone.jsonl does not exist (in the cell task.path=gone.jsonl)"),
-        (["plan", "eval.paths.gsm8k=/gone"], "eval.paths.gsm8k=/gone does not exist"),
-        (["resume", grid, "lr=1"], "lr=1: a grid's cells are as they were launched"),
-        (["resume", grid, "b"], "b is no cell of this grid"),
-        (["resume", grid, "hydra.launcher.job=2"], "Key 'job' not in 'LocalLauncher'"),
-        (["sync", grid, "tracker.url=x"], "tracker.url=x: sync takes the grid's folder and tracker.uri=URI"),
-    ):
-        result = mth("grid", *arguments, cwd=tmp_path, check=False)
-        assert result.returncode == 2
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
-    assert "plan" in mth("grid", "--help", cwd=tmp_path).stdout

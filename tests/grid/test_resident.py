@@ -20,7 +20,7 @@ from mth.grid.state import cell_states
 from mth.runs.folder import RunFolder
 from mth.runs.journal import read_journal
 from tests.conftest import model_with_damaged_weights
-from tests.grid.test_grid import SMALL, mth
+from tests.grid.launched import SMALL, mth
 
 MACHINE = ("seconds/", "tokens_per_second", "peak_memory")  # metrics of the machine, not of the run
 TASKS = ["-m", "task=arithmetic,alphabet_sort", "model.lr_table=tiny", *SMALL[1:], "checkpoints.every=2", "hydra.launcher.jobs=1"]

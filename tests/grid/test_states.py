@@ -9,11 +9,12 @@ import pytest
 
 from mth.foundations.errors import UserError
 from mth.grid import launch, slurm
-from mth.grid.record import Grid, log_event
+from mth.grid.record import Grid, hold_launcher, log_event, read_grid
 from mth.grid.state import cell_states, progress, running_elsewhere
 from mth.runs.folder import host_name
+from mth.runs.lock import lock_run
 from tests.conftest import claim, make_config
-from tests.grid.test_grid import entry_of
+from tests.grid.launched import entry_of, states
 
 
 def state_of(folder, entry):
@@ -189,3 +190,84 @@ def test_cancelling_cells_of_another_machine_asks_nobody(tmp_path, forgetful, se
             with pytest.raises(UserError, match="away runs on elsewhere: cancel it there"):
                 launch.cancel(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry]))
     assert not sent
+
+
+def test_states_from_files_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "_lines", lambda *command: [])  # a SLURM that has forgotten everything
+    names = ("done", "broken", "stopped", "killed", "cancelled", "saved", "new", "gone")
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in names])
+    grid.write()
+    log_event(tmp_path, "submitted", cells=[n for n in names if n != "new"], jobs={"gone": "999999_0"})
+    for name, status in (("done", "collapsed"), ("broken", "failed"), ("stopped", "interrupted"), ("saved", "interrupted")):
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status, "reason": "why"}))
+    (tmp_path / "killed" / "run.json").write_text('{"host": "n7"}')
+    log_event(tmp_path, "ended", cell="killed", code=-9)
+    log_event(tmp_path, "cancelled", cells=["cancelled", "saved"])
+    log_event(tmp_path, "ended", cell="saved", code=0)
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"time": "cut sho')
+    found = {cell.entry.name: (cell.state, cell.reason) for cell in cell_states(read_grid(tmp_path))}
+    assert found["done"][0] == "collapsed"
+    assert found["broken"] == ("failed", "why")
+    assert found["stopped"] == ("interrupted", "why")
+    assert found["killed"] == ("failed", "killed by signal 9 (out of memory?)")
+    assert (found["cancelled"][0], found["saved"][0]) == ("cancelled", "cancelled")
+    assert found["new"] == ("new", "")
+    assert found["gone"][0] == "killed"  # a job that nobody remembers
+    with hold_launcher(tmp_path), lock_run(tmp_path / "new", make_config()):
+        assert states(tmp_path)["new"] == "running"
+    log_event(tmp_path, "submitted", cells=["stopped"], jobs={})
+    assert states(tmp_path)["stopped"] == "interrupted"
+    with hold_launcher(tmp_path):
+        assert states(tmp_path)["stopped"] == "queued"
+
+
+def test_slurm_is_asked_only_for_what_has_not_finished(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slurm, "query", lambda jobs: asked.extend(jobs) or {})
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, name) for name in ("done", "broken")])
+    log_event(tmp_path, "submitted", cells=["done", "broken"], jobs={"done": "1_0", "broken": "1_1"})
+    for name, status in (("done", "finished"), ("broken", "failed")):
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
+    assert [cell.state for cell in cell_states(grid)] == ["finished", "failed"]
+    assert asked == ["1_1"]
+
+
+def test_waiting_outlives_a_slurm_that_does_not_answer(tmp_path, monkeypatch):
+    """Its controller is away for three looks: the queued cell looks killed, and is queued again after that."""
+    answers = iter([False, False, False, True, True, True])
+    seen = []
+
+    def look(self):
+        seen.append("queued" if len(seen) in (0, 4) else "killed")
+        return [type("Cell", (), {"state": seen[-1]})]
+
+    monkeypatch.setattr(launch, "SLURM_POLL_S", 0.0)
+    monkeypatch.setattr(launch.Display, "refresh", look)
+    monkeypatch.setattr(slurm, "answers", lambda: next(answers))
+    launch.wait(Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")]))
+    assert seen == ["queued", "killed", "killed", "killed", "queued", "killed", "killed", "killed"]  # the last look closes the display
+
+
+def test_a_launcher_of_another_machine_is_not_signalled_here(tmp_path, monkeypatch):
+    grid = Grid(tmp_path, tmp_path, tmp_path / "code", {}, "", [entry_of(tmp_path, "a")])
+    monkeypatch.setattr("mth.grid.record.host_name", lambda: "n7")
+    with hold_launcher(tmp_path), pytest.raises(UserError, match="its launcher runs on n7; cancel it there"):
+        launch.cancel(grid)
+
+
+def test_slurm_answers_are_read(monkeypatch):
+    answers = {
+        "squeue": ["7_0|RUNNING|n1|None", "7_1|PENDING||Resources"],
+        "sacct": ["7_[2-3,5%4]|PENDING|None assigned", "8|CANCELLED by 0|n2"],
+    }
+    monkeypatch.setattr(slurm, "_lines", lambda name, *rest: answers[name])
+    found = slurm.query(["7_0", "7_1", "7_3", "7_5", "8", "9"])
+    assert {job: (s.state, s.node, s.active) for job, s in found.items()} == {
+        "7_0": ("RUNNING", "n1", True),
+        "7_1": ("PENDING", "", True),
+        "7_3": ("PENDING", "", True),
+        "7_5": ("PENDING", "", True),
+        "8": ("CANCELLED", "n2", False),
+    }
+    assert found["7_1"].reason == "Resources"
