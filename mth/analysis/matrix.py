@@ -67,7 +67,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, tasks: Sequence[str], limit: float) -
     values = rows.pivot_table(index="sparsity", columns="evaluated", values="change").reindex(index=names, columns=tasks)
     axes.imshow(values.to_numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for row in rows.itertuples():
-        text = f"{row.change:+.3f}" + ("" if math.isnan(row.error) else f" ± {row.error:.3f}")
+        text = f"{row.change:+z.3f}" + ("" if math.isnan(row.error) else f" ± {row.error:.3f}")
         color = "white" if abs(row.change) > 0.65 * limit else "black"
         axes.text(tasks.index(row.evaluated), names.index(row.sparsity), text, ha="center", va="center", fontsize=8, color=color)
     if trained in tasks:

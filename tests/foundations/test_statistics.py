@@ -23,3 +23,4 @@ def test_a_paired_error_is_of_the_differences():
 def test_text():
     assert plus_minus(0.8554, 0.0221) == "0.855 ± 0.022"
     assert plus_minus(0.25, None, "+") == "+0.250"
+    assert plus_minus(-0.0004, 0.0, "+") == "+0.000 ± 0.000"
