@@ -52,6 +52,16 @@ def test_cells_share_gpus_in_turn(two_gpus):
     assert found == [("GPU 0", 2, 2 * on_gpu, 80 * GIB), ("GPU 1", 1, on_gpu, 40 * GIB)]
 
 
+def test_a_gpu_without_memory_of_its_own_is_not_counted(tmp_path, monkeypatch):
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\ncase $1 in *memory*) printf '0, GPU-aa, [N/A]\\n';; *) printf '0\\n';; esac\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cells, models, _ = grid("mask_seed=0,1", "hydra.launcher.jobs=2")
+    assert gpu_bytes() == {} and needs(cells, models) == []
+
+
 @pytest.mark.cpu
 def test_the_plan_says_what_cells_need_together(tmp_path):
     cells, models, _ = grid("mask_seed=0,1,2", "hydra.launcher.jobs=2")
