@@ -116,6 +116,18 @@ def test_sampled_gradients_on_a_gpu_need_transposed_operands_and_the_dense_gradi
     assert work["sampled"] - work["dense"] == 16_384 * 2 * (8960 + 1536)
 
 
+def test_what_cannot_be_made_smaller_counts_and_a_checkpoint_is_made_in_host_memory(large):
+    def work(**sections):
+        cell, _ = large_cell(large, sparsity={"percent": 0.0}, **sections)
+        return memory_estimate(cell.config, large, 141 * GIB)["work"]
+
+    few = {"group_size": 4, "batch_size": 1}
+    of_a_row, smaller = (work(train={"micro_batch_tokens": tokens}, rollout=few | {"max_tokens": 2048}) for tokens in (2304, 512))
+    assert smaller == of_a_row > work(train={"micro_batch_tokens": 512}, rollout=few | {"max_tokens": 64})
+    tiny = work(train={"micro_batch_tokens": 1}, rollout=few | {"max_tokens": 1}, model=LARGE | {"activation_checkpointing": True})
+    assert tiny == 4 * 1_543_714_304  # the values before a step, which `update_norm` needs
+
+
 def test_vllm_in_the_same_process_takes_its_share_of_the_gpu_and_hf_its_cache(large):
     def parts(card=80 * GIB, **rollout):
         cell, _ = large_cell(large, rollout=rollout | {"group_size": 4, "max_tokens": 2048}, train={"micro_batch_tokens": 1024})
