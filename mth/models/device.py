@@ -53,6 +53,8 @@ def prepare_device(device: torch.device, deterministic: bool) -> None:
     for name, value in GPU_VARIABLES.items():
         if OLD_NAMES.get(name, name) not in os.environ:
             os.environ.setdefault(name, value)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams are made on the current one, and a graph holds what runs on its stream
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(deterministic)
     settings: Any = torch.utils.deterministic
