@@ -84,6 +84,12 @@ def test_a_gpu_named_by_its_number_is_the_current_one(gpu):
     assert current == [torch.device("cuda", 1)]
 
 
+def test_a_gpu_that_is_not_there_is_named(gpu):
+    assert [resolve_device(name).index for name in ("auto", "cuda", "cuda:0")] == [None, None, 0]
+    with pytest.raises(UserError, match=r"model.device=cuda:1, but torch sees 1 GPUs; leave the key at auto"):
+        resolve_device("cuda:1")
+
+
 def test_what_the_user_has_set_stays(gpu):
     gpu.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     gpu.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
