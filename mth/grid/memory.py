@@ -65,7 +65,7 @@ def memory_estimate(config: Config, model: ModelFacts, card: int | None = None) 
         "weights": total * width * copies,
         "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
         "work": max(_update_bytes(config, model, sizes, counts, on_cpu), cache, copied),
-        "engine": _engine_bytes(config, total, None if on_cpu else card),
+        "engine": _engine_bytes(config, total, indexed, None if on_cpu else card),
     }
 
 
@@ -74,14 +74,18 @@ def on_card(parts: dict[str, int]) -> int:
     return sum(parts.values()) - parts["process"] + CONTEXT_BYTES
 
 
-def _engine_bytes(config: Config, parameters: int, card: int | None) -> int:
-    """What vLLM takes in the run's own process: on a GPU the share that it is given, on a CPU its weights and its cache."""
+def _engine_bytes(config: Config, parameters: int, indexed: int, card: int | None) -> int:
+    """What vLLM takes in the run's own process: on a GPU the share that it is given, on a CPU its weights and its cache.
+
+    Beside that, the places of the ticket's entries in its weights. indexed: entries of tensors that are not active as a whole.
+    """
     rollout = config.rollout
     if rollout.engine != "vllm":
         return 0
     weights = parameters * (rollout.dtype or config.model.dtype).bytes
     cache = VLLM_CPU_CACHE_BYTES if rollout.kv_cache_mib is None else rollout.kv_cache_mib * 2**20
-    return weights + cache if card is None or rollout.kv_cache_mib is not None else int(rollout.gpu_memory_utilization * card)
+    share = weights + cache if card is None or rollout.kv_cache_mib is not None else int(rollout.gpu_memory_utilization * card)
+    return share + 8 * indexed
 
 
 def _cache_bytes(config: Config, model: ModelFacts) -> int:
