@@ -256,6 +256,8 @@ def pretended_gpu() -> Iterator[Waits]:
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "current_device": lambda: 0,
+        "set_device": lambda _: None,
+        "device_count": lambda: 1,
         "get_device_name": lambda *_: "pretended GPU",
         "synchronize": lambda *_: WAITS.add("explicit"),
         "max_memory_allocated": lambda *_: 1,

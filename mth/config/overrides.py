@@ -121,6 +121,9 @@ def with_task(overrides: Sequence[str]) -> list[str]:
 
 
 def flags_first(arguments: list[str]) -> list[str]:
-    """Arguments with `-m` and `--multirun` before the overrides, because Hydra accepts them only there."""
-    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    return [*flags[:1], *(argument for argument in arguments if argument not in ("-m", "--multirun"))]
+    """Arguments with flags, such as `-m` and `--cfg job`, before the overrides, because Hydra accepts them only there."""
+
+    def is_override(argument: str) -> bool:
+        return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
+
+    return sorted(arguments, key=is_override)

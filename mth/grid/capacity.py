@@ -44,14 +44,14 @@ def machine_bytes() -> int:
 
 
 def gpu_bytes() -> dict[str, int]:
-    """Memory of each GPU, by index and by UUID; empty without nvidia-smi."""
+    """Memory of each GPU, by index and by UUID; empty without nvidia-smi. A GPU that shares the machine's memory has none of its own: left out."""
     query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [[word.strip() for word in line.split(",")] for line in listed.splitlines()]
-    return {name: int(mib) * 2**20 for *names, mib in rows for name in names}
+    return {name: int(mib) * 2**20 for *names, mib in rows if mib.isdecimal() for name in names}
 
 
 def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | None = None) -> list[Need]:

@@ -44,8 +44,9 @@ def memory_estimate(config: Config, model: ModelFacts, card: int | None = None) 
     """Predicted bytes of a run's peak by part: process, weights, ticket, work, engine.
 
     card: bytes of the GPU that the run will have; None: the run has what is visible here. ticket: values, gradient, index, moments. work: the
-    largest of what never lives at the same time, an update, the key-value cache of `hf`, or a checkpoint on its way to the disk. Activations
-    are those of a full micro-batch. engine: vLLM in the same process. On a GPU `process` is host memory, see `on_card`.
+    largest of what never lives at the same time, an update, the key-value cache of `hf`, or a copy of the values: on a GPU those before a step,
+    on a CPU a checkpoint on its way to the disk, with the moments. Activations are those of a full micro-batch, or of one row of a prompt and
+    the longest reply if that is more. engine: vLLM in the same process. On a GPU `process` is host memory, see `on_card`.
     """
     from mth.models.device import resolve_device
 
@@ -58,12 +59,13 @@ def memory_estimate(config: Config, model: ModelFacts, card: int | None = None) 
     hf = config.rollout.engine == "hf"
     copies = 2 if hf and config.rollout.dtype not in (None, config.model.dtype) else 1
     cache = 2 * _cache_bytes(config, model) if hf else 0
+    copied = active * (4 + (4 * moments if on_cpu else 0))
     return {
         "process": PROCESS_BYTES,
         "weights": total * width * copies,
         "ticket": active * (4 + 4 + 4 * moments + 4 * (config.algorithm.kl_coef > 0) + 4 * config.algorithm.lag) + 4 * indexed,
-        "work": max(_update_bytes(config, model, sizes, counts, on_cpu), cache, active * (4 + 4 * moments)),
-        "engine": _engine_bytes(config, total, None if on_cpu else card),
+        "work": max(_update_bytes(config, model, sizes, counts, on_cpu), cache, copied),
+        "engine": _engine_bytes(config, total, indexed, None if on_cpu else card),
     }
 
 
@@ -72,14 +74,18 @@ def on_card(parts: dict[str, int]) -> int:
     return sum(parts.values()) - parts["process"] + CONTEXT_BYTES
 
 
-def _engine_bytes(config: Config, parameters: int, card: int | None) -> int:
-    """What vLLM takes in the run's own process: on a GPU the share that it is given, on a CPU its weights and its cache."""
+def _engine_bytes(config: Config, parameters: int, indexed: int, card: int | None) -> int:
+    """What vLLM takes in the run's own process: on a GPU the share that it is given, on a CPU its weights and its cache.
+
+    Beside that, the places of the ticket's entries in its weights. indexed: entries of tensors that are not active as a whole.
+    """
     rollout = config.rollout
     if rollout.engine != "vllm":
         return 0
     weights = parameters * (rollout.dtype or config.model.dtype).bytes
     cache = VLLM_CPU_CACHE_BYTES if rollout.kv_cache_mib is None else rollout.kv_cache_mib * 2**20
-    return weights + cache if card is None or rollout.kv_cache_mib is not None else int(rollout.gpu_memory_utilization * card)
+    share = weights + cache if card is None or rollout.kv_cache_mib is not None else int(rollout.gpu_memory_utilization * card)
+    return share + 8 * indexed
 
 
 def _cache_bytes(config: Config, model: ModelFacts) -> int:
@@ -114,7 +120,7 @@ def _update_bytes(config: Config, model: ModelFacts, sizes: list[int], counts: l
 
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
-    tokens = config.train.micro_batch_tokens
+    tokens = max(config.train.micro_batch_tokens, PROMPT_TOKENS + config.rollout.max_tokens)  # a micro-batch has one row at least
     per_layer = 10 * hidden + 4 * inner  # inputs kept for backward: two norms, q, k, v, attention, residuals; gate, up, their product
     # Only the gradient of the down projection needs that product: as many of its columns are kept as hold active entries.
     # A GPU keeps all of them, and transposes both operands of one layer at a time.

@@ -19,7 +19,11 @@ from mth.foundations.output import prepare_output
 from mth.runs.folder import RunFolder
 
 HARMLESS = frozenset({"jemalloc_bg_thd"})  # threads of libraries that prepare themselves for a fork
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}  # loading a tokenizer, and importing numpy, then start no threads
+QUIET = {  # until the fork
+    "TOKENIZERS_PARALLELISM": "false",  # loading a tokenizer then starts no threads,
+    "OPENBLAS_NUM_THREADS": "1",  # nor does importing numpy
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a library that asks for a GPU while it is imported would start CUDA, which no fork could use
+}
 NEVER_STARTED = 255  # exit status of a cell whose resident ended before it forked; no cell ends with it
 LOST = -signal.SIGKILL  # exit status of a cell whose resident is gone; who ends both is the system, out of memory
 POLL_S = 0.1

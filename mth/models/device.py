@@ -20,8 +20,8 @@ OLD_NAMES = {"PYTORCH_ALLOC_CONF": "PYTORCH_CUDA_ALLOC_CONF"}
 def resolve_device(name: str, parameters: Callable[[], int] | None = None) -> torch.device:
     """Return the device of `model.device`. `auto` is the first GPU, or the CPU if there is none.
 
-    parameters: counts those of the model; asked only where `auto` finds no GPU. Raises UserError if no GPU is visible, but asked for by name
-    or by the model's size.
+    parameters: counts those of the model; asked only where `auto` finds no GPU. Raises UserError if no GPU is visible, or not this one, but
+    asked for by name or by the model's size.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -31,7 +31,10 @@ def resolve_device(name: str, parameters: Callable[[], int] | None = None) -> to
         return torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"model.device={name}, but no GPU is visible to torch; use model.device=cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None and device.index >= (count := torch.cuda.device_count()):
+        raise UserError(f"model.device={name}, but torch sees {count} GPUs; leave the key at auto, as a grid gives each cell a GPU")
+    return device
 
 
 def refuse_silent_cpu(parameters: int) -> None:
@@ -53,6 +56,8 @@ def prepare_device(device: torch.device, deterministic: bool) -> None:
     for name, value in GPU_VARIABLES.items():
         if OLD_NAMES.get(name, name) not in os.environ:
             os.environ.setdefault(name, value)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams are made on the current one, and a graph holds what runs on its stream
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(deterministic)
     settings: Any = torch.utils.deterministic

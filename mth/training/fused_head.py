@@ -14,6 +14,7 @@ from mth.tickets.sampled_gradients import is_standard
 
 LEAST_ROWS = 1024  # rows are compiled for: a power of two from here on, or what a chunk holds
 SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")  # torch's own
+VARIANTS = 64  # compiled forms that torch may keep: of a few sizes, with and without gradients; by default 8, beyond which it fails
 
 
 def fixed_rows(tokens: int, most: int) -> int:
@@ -78,10 +79,10 @@ def _tried(head: Any, facts: tuple[Any, ...]) -> Any:
 
 
 def _trial(head: nn.Linear, rows: int, dtype: torch.dtype, temperature: float, hidden_grad: bool, weight_grad: bool, grad: bool) -> None:
-    weight = head.weight.detach().requires_grad_(weight_grad)
+    weight = nn.Parameter(head.weight.detach(), weight_grad)  # torch compiles anew for a tensor that is no parameter
     hidden = torch.zeros(rows, weight.shape[1], dtype=dtype, device=weight.device, requires_grad=hidden_grad)
     targets = torch.zeros(rows, dtype=torch.long, device=weight.device)
-    bias = None if head.bias is None else head.bias.detach().requires_grad_(head.bias.requires_grad)
+    bias = None if head.bias is None else nn.Parameter(head.bias.detach(), head.bias.requires_grad)
     chosen, _ = _compiled()(hidden, weight, bias, targets, temperature)
     if grad and chosen.requires_grad:
         chosen.sum().backward()
@@ -89,4 +90,7 @@ def _trial(head: nn.Linear, rows: int, dtype: torch.dtype, temperature: float, h
 
 @cache
 def _compiled() -> Any:
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
     return torch.compile(chosen_fused, dynamic=False, fullgraph=True)

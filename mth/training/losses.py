@@ -88,6 +88,16 @@ def own_rule(source: str) -> Rule:
     return checked
 
 
+def needs_every_group(config: AlgorithmConfig) -> bool:
+    """Whether tokens whose advantage is 0 have a gradient: under a KL penalty, or by a rule of the user's own."""
+    if config.kl_coef > 0 or config.source is None:
+        return config.kl_coef > 0
+    ratio = torch.tensor([0.5, 0.9, 1.0, 1.1, 2.0], requires_grad=True)
+    loss, _ = ratio_rule(config)(ratio, torch.zeros(5), config)
+    gradient = torch.autograd.grad(loss.sum(), ratio, allow_unused=True)[0] if loss.requires_grad else None
+    return gradient is not None and bool(gradient.any())
+
+
 def kl_estimate(sampler_logprobs: torch.Tensor, other_logprobs: torch.Tensor) -> torch.Tensor:
     """Estimate of KL(sampler || other) per token [N], for tokens drawn from the sampler: exp(d) - d - 1 with d = log other - log sampler.
 

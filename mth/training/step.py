@@ -9,6 +9,7 @@ from mth.runs.samples import TRAIN
 from mth.training.advantages import group_advantages, no_signal
 from mth.training.batches import collate, mean_entropies
 from mth.training.learner import Learner
+from mth.training.losses import needs_every_group
 from mth.training.metrics import Clock, peak_memory, rollout_metrics
 from mth.training.prompts import prompts
 from mth.training.samples import train_samples
@@ -51,11 +52,11 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
 def trained_rollouts(rewards: torch.Tensor, config: Config) -> list[int]:
     """Indices of the rollouts that the update computes. rewards: [P, G], of P groups of G rollouts.
 
-    Without a KL penalty, a group of equal rewards has advantages of zero and adds nothing to the gradient: it is left out. One group always
-    stays, so that entropy and mismatch are known at every step.
+    A group of equal rewards has advantages of zero. Where its tokens then add nothing to the gradient, it is left out. One group always stays,
+    so that entropy and mismatch are known at every step.
     """
     signal = ~no_signal(rewards)
-    if config.algorithm.kl_coef > 0:
+    if needs_every_group(config.algorithm):
         signal[:] = True
     signal[0] |= not bool(signal.any())
     return signal.repeat_interleave(rewards.shape[1]).nonzero().flatten().tolist()

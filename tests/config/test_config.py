@@ -13,7 +13,7 @@ from mth.config.compose import compose
 from mth.config.identity import identity
 from mth.config.launchers import launcher_settings
 from mth.config.learning_rates import table_lr
-from mth.config.overrides import rewrite_numbers
+from mth.config.overrides import flags_first, rewrite_numbers
 from mth.config.schema import Config, LrConfig, ModelConfig
 from mth.config.stored import from_plain, literal, load, read_config, to_plain
 from mth.foundations.errors import UserError
@@ -43,6 +43,18 @@ GROUPS = {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder 
 )
 def test_numbers_given_to_groups(given, becomes):
     assert rewrite_numbers([given]) == [becomes]
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ("a=1 -m b=2,3", "-m a=1 b=2,3"),
+        ("a=1 --cfg job ~b -p lr +c=-1", "--cfg job -p lr a=1 ~b +c=-1"),
+        ("a=1 --config-dir=x b=--cfg --multirun", "--config-dir=x --multirun a=1 b=--cfg"),
+    ],
+)
+def test_flags_may_stand_anywhere(given, becomes):
+    assert flags_first(given.split()) == becomes.split()
 
 
 CODE = f"{Path(__file__)}:Config"  # is there; what it names is checked before a run starts

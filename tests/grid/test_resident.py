@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from mth.config.cells import cells_of
@@ -131,6 +132,17 @@ def test_cells_with_vllm_and_grids_of_one_cell_have_no_resident(grid, monkeypatc
         gone = False
 
     assert local.start(grid, grid.cells[1], {}, NoResident()) == "process"
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_library_that_asks_for_a_gpu_does_not_start_cuda(monkeypatch, quiet):
+    started = []
+    for key, value in QUIET.items() if quiet else ():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # asks the driver's library for management
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", lambda: started.append("CUDA") or 1, raising=False)
+    assert torch.cuda.is_available() and started == ([] if quiet else ["CUDA"])
 
 
 def test_a_process_with_threads_is_not_forked():

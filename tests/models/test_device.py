@@ -74,6 +74,22 @@ def test_a_gpu_repeats_its_bits_unless_it_is_told_not_to(gpu):
     assert device_record(DEVICE)["deterministic"] is False
 
 
+def test_a_gpu_named_by_its_number_is_the_current_one(gpu):
+    """CUDA graphs would else be captured on the first GPU: empty, without an error."""
+    current = []
+    with gpu.context() as patch:
+        patch.setattr(torch.cuda, "set_device", current.append)
+        for name in ("cuda:1", "cuda", "cpu"):
+            prepare_device(torch.device(name), True)
+    assert current == [torch.device("cuda", 1)]
+
+
+def test_a_gpu_that_is_not_there_is_named(gpu):
+    assert [resolve_device(name).index for name in ("auto", "cuda", "cuda:0")] == [None, None, 0]
+    with pytest.raises(UserError, match=r"model.device=cuda:1, but torch sees 1 GPUs; leave the key at auto"):
+        resolve_device("cuda:1")
+
+
 def test_what_the_user_has_set_stays(gpu):
     gpu.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     gpu.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")

@@ -1,5 +1,7 @@
 """The compiled head of a GPU against the plain one, and what happens where no compiler works. Compiled for the CPU here."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -34,6 +36,33 @@ def test_it_compiles_as_a_whole(monkeypatch):
     function = fused_head._tried(head, (32, torch.float32, 0.7, True, True, True))
     assert function is compiled and head.weight.grad is None
     torch.testing.assert_close(padded(function, head, 0.7, 32, hidden, targets), chosen_logprobs(head, hidden, targets, 0.7))
+
+
+def test_each_size_is_compiled_once_in_its_trial(monkeypatch):
+    """Torch gives up after eight forms by default. A run has more: several sizes, with gradients and, for a reference, without."""
+    made, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)  # is restored at the end
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, **options, backend=backend))
+    monkeypatch.setattr(fused_head, "_known", {})
+    monkeypatch.setattr(fused_head, "_compiled", cache(fused_head._compiled.__wrapped__))
+    head, hidden, targets = head_and_input(bias=True)
+    for rows in range(24, 29):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                given = hidden.detach().requires_grad_(grad)
+                function = fused_head._tried(head, (rows, torch.float32, 0.7, grad, True, grad))
+                forms = len(made)
+                chosen, _ = padded(function, head, 0.7, rows, given, targets)
+            assert len(made) == forms  # the trial has compiled what training calls
+            assert chosen.requires_grad is grad
+    assert forms == 10
+    torch.compiler.reset()
 
 
 def test_without_a_compiler_the_plain_head_serves_after_one_line(monkeypatch, capsys):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mth.foundations.user_code import pinned
 from mth.models.load import load_policy
 from mth.rollout import build_engine
 from mth.rollout.player import ChatRenderer, Player
@@ -31,6 +32,17 @@ def test_what_the_update_computes():
     assert trained_rollouts(REWARDS[[0, 2]], config) == [0, 1, 2, 3]  # one group stays, for the metrics
     penalized = replace(config, algorithm=replace(config.algorithm, kl_coef=0.1))
     assert trained_rollouts(REWARDS, penalized) == list(range(16))  # the penalty has a gradient in every group
+
+
+@pytest.mark.parametrize(
+    ("loss", "every"),
+    [("-ratio * advantages", False), ("-ratio * advantages + (ratio - 1) ** 2", True), ("(ratio - advantages).abs()", True)],
+)
+def test_a_rule_of_the_users_own_may_need_every_group(tmp_path, monkeypatch, loss, every):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rule.py").write_text(f"def rule(ratio, advantages, config):\n    return {loss}, ratio < 0\n")
+    config = make_config(algorithm={"source": pinned("rule.py:rule", "algorithm.source")})
+    assert len(trained_rollouts(REWARDS, config)) == (16 if every else 8)
 
 
 @pytest.mark.parametrize("shared", [True, False])

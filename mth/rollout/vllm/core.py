@@ -131,12 +131,19 @@ def prepare_vllm() -> bool:
 
 @contextlib.contextmanager
 def preserve_torch_state() -> Iterator[None]:
-    """Restore the trainer's random state, thread count and torch.set_num_threads after the block. vLLM changes all three."""
+    """Restore the trainer's random state, thread count and torch.set_num_threads after the block. vLLM changes all three.
+
+    Within, an operation without a deterministic algorithm warns and goes on. That must end with the block: where torch only warns, the backward
+    of attention under a mask has no fixed order.
+    """
     threads, setter = torch.get_num_threads(), torch.set_num_threads
+    fixed_order, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         try:
+            torch.use_deterministic_algorithms(fixed_order, warn_only=True)
             yield
         finally:
+            torch.use_deterministic_algorithms(fixed_order, warn_only=warn_only)
             torch.set_num_threads = setter
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
@@ -192,8 +199,6 @@ class LocalCore:
             return
         refuse_derived_weights(spec.model_config)
         on_cpu = prepare_vllm()
-        if torch.are_deterministic_algorithms_enabled():  # an operation of vLLM without a deterministic algorithm warns and goes on
-            torch.use_deterministic_algorithms(True, warn_only=True)
         from vllm import LLM
 
         from mth.rollout.vllm.transfer import BACKEND

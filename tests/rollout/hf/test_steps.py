@@ -1,6 +1,7 @@
 """Steps of fixed shape against those of a growing cache, and their capture on a pretended GPU, which replays what it has captured."""
 
 import inspect
+import warnings
 import weakref
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ import tests.pretend_cuda as gpu
 from mth.config.schema import RolloutConfig
 from mth.models.load import Policy
 from mth.rollout.engine import Request
+from mth.rollout.hf import graph
 from mth.rollout.hf.engine import HfEngine, generate_batch
 from mth.rollout.hf.kv import GrowingLayer, use_grouped_attention
 from mth.rollout.hf.steps import FixedLayer
@@ -155,6 +157,35 @@ def test_what_cannot_be_captured_is_decoded_step_by_step(family, why, capsys):
     said = capsys.readouterr().out.splitlines()
     assert waits.captures == waits.replays == 0 and len(said) == 1
     assert said[0].startswith("warning: rollout.cuda_graphs: decoding is slower") and why in said[0]
+
+
+def test_what_a_failed_step_has_launched_is_waited_for_and_torchs_notice_is_not_shown():
+    order, modes = [], []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            order.append(f"{self.name} waits for {other.name}")
+
+    def set_sync_debug_mode(mode):  # as torch's
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+        modes.append(mode)
+
+    def step():
+        order.append("step")
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with gpu.pretended_gpu(), warnings.catch_warnings(record=True) as seen, pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("always")
+        patch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+        patch.setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
+        patch.setattr(graph, "_side_stream", lambda: Stream("side"))
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            graph.captured(step)
+    assert order == ["side waits for main", "step", "main waits for side"]
+    assert modes == ["error", "default"] and not seen
 
 
 def test_torchs_graph_takes_the_arguments_of_the_pretended_one():
