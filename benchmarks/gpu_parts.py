@@ -1,5 +1,7 @@
 """Sections of benchmarks/gpu.py that measure torch's parts: the device's ceilings, the LM head, attention."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +76,17 @@ def _liger(bench: Any, layer: nn.Linear, hidden: torch.Tensor, targets: torch.Te
     bench.say("head", kind="Liger", rows=0, us_a_token=1e6 * spent / len(targets), first_s=0.0, gib_above=bench.peak())
 
 
+@contextmanager
+def fixed_order(fixed: bool) -> Iterator[None]:
+    """With or without torch's deterministic algorithms."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(fixed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def attention(bench: Any) -> None:
     """Forward and backward of one layer's attention: the first call for a length, and further ones, by kernel."""
     rows, heads, key_heads, size = (2, 4, 2, 16) if bench.tiny else (22, 12, 2, 128)
@@ -103,12 +116,17 @@ def attention(bench: Any) -> None:
     mask = torch.ones(length, length, dtype=torch.bool, device=bench.device).tril() & (
         (segment[None] == 0) | (segment[None] == segment[:, None])
     )
-    with bench.guarded("packed"):
-        given = operands(length, packed)
-        masked = mask.expand(packed, 1, length, length)
-        first = 1000 * bench.seconds(lambda: scaled_dot_product_attention(*given, attn_mask=masked, enable_gqa=True).sum().backward())
-        spent = bench.median(lambda: scaled_dot_product_attention(*given, attn_mask=masked, enable_gqa=True).sum().backward(), 3, 0)
-        bench.say("shared rows", kernel="torch's choice, with a mask", rows=packed, length=length, first_ms=first, then_ms=1000 * spent)
+    masked = mask.expand(packed, 1, length, length)
+    for fixed in (True, False):  # a run has a fixed order, for which torch's backward under a mask is another
+        with bench.guarded(f"packed, {fixed}"), fixed_order(fixed):
+            given = operands(length, packed)
+
+            def run(given=given) -> None:
+                scaled_dot_product_attention(*given, attn_mask=masked, enable_gqa=True).sum().backward()
+
+            first, spent = 1000 * bench.seconds(run), bench.median(run, 3, 0)
+            kernel = f"torch's choice, with a mask, {'as a run' if fixed else 'in no fixed order'}"
+            bench.say("shared rows", kernel=kernel, rows=packed, length=length, first_ms=first, then_ms=1000 * spent)
     with bench.guarded("plain rows"):
         given = operands(prompt + reply, packed * replies)
         spent = bench.median(lambda: scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True).sum().backward())

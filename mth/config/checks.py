@@ -33,6 +33,10 @@ def check_rules(config: Any) -> None:
     require(c.run_dir is None or bool(c.run_dir.strip()), "run_dir= is empty; name a folder, or leave it out")
     device = c.model.device
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is not None, f"model.device={device} must be auto, cpu or cuda[:N]")
+    require(
+        c.rollout.engine != "vllm" or re.fullmatch(r"cuda:0*[1-9]\d*", device) is None,
+        f"model.device={device}: vLLM in the run's process takes the first GPU; leave the key at auto, and set CUDA_VISIBLE_DEVICES={device[5:]}",
+    )
 
 
 def check_trainable(config: Any) -> None:

@@ -205,6 +205,7 @@ def test_experiments_hold_the_grids_of_the_paper(name):
         (["experiment=nothere"], "nothere"),
         (["algorithm.lag=2"], r"algorithm\.lag=2"),
         (["rollout.temperature=0"], r"rollout\.temperature=0"),
+        (["model.device=cuda:1", "rollout=vllm"], r"model\.device=cuda:1: .* set CUDA_VISIBLE_DEVICES=1"),
         (["model.device=tpu"], r"model\.device=tpu"),
         (["trian.steps=2"], "trian"),
         (["train.stepz=2"], "stepz"),
