@@ -42,7 +42,14 @@ def level_style(number: int, percent: float) -> dict[str, Any]:
     """Colour, marker and label of a sparsity. number: its place among the figure's sparsities; 0 is full training."""
     color = BLACK if percent == 0 else COLORS[(number - 1) % len(COLORS)]
     label = "full training" if percent == 0 else f"{percent:g} % sparsity"
-    return {"color": color, "marker": MARKERS[number % len(MARKERS)], "label": label}
+    again = max(number - 1, 0) // len(COLORS)  # where colours come again, markers differ
+    return {"color": color, "marker": MARKERS[(number + again) % len(MARKERS)], "label": label}
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Color, marker and dots of a figure's line by its number, from 0. The first 18 all differ; none is dashed, which is full training."""
+    again, at = divmod(number, len(COLORS))
+    return {"color": COLORS[at], "marker": MARKERS[(at + again) % len(MARKERS)], "linestyle": ("-", ":", "-.")[again % 3]}
 
 
 def bars(rows: pd.DataFrame) -> pd.Series:

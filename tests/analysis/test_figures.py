@@ -8,6 +8,7 @@ from mth.analysis.figures import figures
 from mth.analysis.figures.structured import FIGURE
 from mth.analysis.needs import need
 from mth.analysis.sources import read_folder
+from mth.analysis.style import line_style
 from mth.config.options import options
 from mth.config.paper import TASK_OF
 from mth.config.schema import Config, ModelConfig
@@ -19,6 +20,10 @@ ORDER = ["masks", "sparsity", "forgetting", "structured", "learning_rates", "spe
 def test_order_on_the_page():
     assert [figure.name for figure in figures()] == ORDER
     assert len({figure.position for figure in figures()}) == len(ORDER)
+
+
+def test_no_two_lines_of_a_figure_look_alike():
+    assert len({tuple(line_style(number).values()) for number in range(18)}) == 18
 
 
 def test_every_experiment_is_a_file():

@@ -13,7 +13,7 @@ from mth.analysis.errors import change_error, difference_error
 from mth.analysis.figures.base import ERRORS, INTERVAL, FigureSpec, Item, Setting, rounded_table
 from mth.analysis.needs import Need
 from mth.analysis.rates import at_best_rates
-from mth.analysis.style import COLORS, MARKERS, bars, legend_below, level_style, panels
+from mth.analysis.style import bars, legend_below, level_style, line_style, panels
 from mth.foundations.errors import UserError
 
 
@@ -97,8 +97,7 @@ def draw_changes(axes: Axes, table: pd.DataFrame) -> None:
     names = sorted(set(table["sparsity"]))
     for number, (task, rows) in enumerate(table.groupby("accuracy on", sort=False)):
         place = np.array([names.index(percent) for percent in rows["sparsity"]]) + 0.06 * number
-        style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "label": task}
-        axes.errorbar(place, rows["change"], yerr=bars(rows), markersize=5, capsize=4, **style)
+        axes.errorbar(place, rows["change"], yerr=bars(rows), markersize=5, capsize=4, label=task, **line_style(number))
     axes.axhline(0, color="gray", linewidth=1.2, linestyle=":", label="base model")
     axes.set(xticks=range(len(names)), xticklabels=[f"{percent:g}" for percent in names], xlabel="sparsity (% of entries frozen)")
     legend_below(axes)

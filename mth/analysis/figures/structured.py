@@ -10,7 +10,7 @@ from mth.analysis.errors import curve, results
 from mth.analysis.figures.base import CARRIED, ERRORS, INTERVAL, SEEDS, FigureSpec, Item, Setting, rounded
 from mth.analysis.needs import Need
 from mth.analysis.rates import SELECTION_STEPS, at_best_rates
-from mth.analysis.style import COLORS, MARKERS, draw_full_training, legend_below, panels, step_axis
+from mth.analysis.style import draw_full_training, legend_below, line_style, panels, step_axis
 
 
 def make(setting: Setting, needed: Need) -> list[Item]:
@@ -47,10 +47,10 @@ def make(setting: Setting, needed: Need) -> list[Item]:
 def draw(axes: Axes, curves: Mapping[str, pd.DataFrame], full: pd.DataFrame) -> None:
     """One line per mask, with a band of one std, or of its standard error where there is one run; full training dashed."""
     for number, (name, values) in enumerate(curves.items()):
-        color = COLORS[number % len(COLORS)]
-        axes.plot(values.index, values["mean"], color=color, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
+        style = line_style(number)
+        axes.plot(values.index, values["mean"], **style, markersize=4, label=name)
         low, high = values["mean"] - values["band"], values["mean"] + values["band"]
-        axes.fill_between(values.index, low, high, color=color, alpha=0.12, linewidth=0)
+        axes.fill_between(values.index, low, high, color=style["color"], alpha=0.12, linewidth=0)
     draw_full_training(axes, full)
     step_axis(axes)
     legend_below(axes)
