@@ -46,7 +46,7 @@ def level_style(number: int, percent: float) -> dict[str, Any]:
     return {"color": color, "marker": MARKERS[(number + again) % len(MARKERS)], "label": label}
 
 
-def line_style(number: int) -> dict[str, str]:
+def line_style(number: int) -> dict[str, Any]:
     """Color, marker and dots of a figure's line by its number, from 0. The first 18 all differ; none is dashed, which is full training."""
     again, at = divmod(number, len(COLORS))
     return {"color": COLORS[at], "marker": MARKERS[(at + again) % len(MARKERS)], "linestyle": ("-", ":", "-.")[again % 3]}
