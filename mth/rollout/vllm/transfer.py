@@ -63,20 +63,29 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
     """Writes tickets into vLLM's model.
 
     targets: checkpoint name -> flat view of vLLM's parameter, and positions in it. applied: checkpoint name -> entries that the last update
-    wrote.
+    wrote. filled: addresses of the parameters that whole tensors have filled.
     """
+
+    filled: frozenset[int] = frozenset()
 
     init_info_cls = TicketIndices
     update_info_cls = TicketUpdate
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, init_info: TicketIndices) -> None:
-        """Resolve every name and index once."""
+        """Resolve every name and index once, after whole tensors have filled the model. Raises ValueError naming a parameter that none filled."""
+        self.refuse_derived()
         self.targets: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.applied: dict[str, int] = {}
         for name, index in init_info.indices.items():
             target, offset = locate(self.model, name)
             self.targets[name] = target, index.to(target.device, torch.int64) + offset
+
+    def refuse_derived(self) -> None:
+        """Raise ValueError for a parameter that no tensor of the checkpoint fills: vLLM derives it from others, and no update would reach it."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.numel() and parameter.data_ptr() not in self.filled:
+                raise ValueError(f"the model's {name} is filled by no tensor of the trainer, so no update would reach it; use rollout=hf")
 
     def split(self, values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Split values [K] by tensor. Yields name, target, positions in the target, and values in the target's dtype."""
@@ -97,6 +106,7 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
         if update_info.tensors:
             model: Any = self.model
             model.load_weights(update_info.tensors.items())
+            self.filled |= {locate(model, name)[0].data_ptr() for name in update_info.tensors}
             self.applied |= {name: self.count_loaded(name, tensor) for name, tensor in update_info.tensors.items()}
 
     @torch.no_grad()

@@ -179,6 +179,16 @@ def test_a_tensor_that_vllm_does_not_have_is_named(engine):
         engine.core.set_indices({"model.layers.9.mlp.up_proj.weight": torch.tensor([0])})
 
 
+def test_a_weight_that_vllm_derives_by_itself_is_named(policy, core, engine):
+    attention = core.llm.collective_rpc(lambda worker: worker.weight_transfer_engine.model.model.layers[1].self_attn)[0]
+    attention.absorbed = torch.nn.Parameter(torch.ones(3))
+    try:
+        with pytest.raises(EngineError, match=r"the model's model\.layers\.1\.self_attn\.absorbed is filled by no tensor of the trainer"):
+            restored(policy, core, 99)
+    finally:
+        del attention.absorbed
+
+
 def test_packed_weights_are_refused():
     with pytest.raises(ValueError, match="cannot be written in place"):
         transfer.flat_view(torch.empty(0))
