@@ -53,9 +53,9 @@ def _full_training(row: dict[str, Any], metric: str) -> Answer:
     change, error = row["change"], row["change error"]
     ends = f"from {row['before']:.3f} to {row['mean']:.3f} ({spread})."
     if math.isnan(change):
-        text = f"Full training ends at {metric} {_value(row['mean'], row['error'])} on {row['task']} ({spread})."
+        text = f"Full training ends at {metric} {plus_minus(row['mean'], row['error'])} on {row['task']} ({spread})."
     elif _clear(change, error):
-        text = f"Full training {'gains' if change > 0 else 'loses'} {_value(abs(change), error)} in {metric} on {row['task']}, {ends}"
+        text = f"Full training {'gains' if change > 0 else 'loses'} {plus_minus(abs(change), error)} in {metric} on {row['task']}, {ends}"
     else:
         text = f"Full training changes {metric} on {row['task']} by {_change(row)}, {ends}"
     return Answer(text, ("sparsity", "masks"))
@@ -63,7 +63,7 @@ def _full_training(row: dict[str, Any], metric: str) -> Answer:
 
 def _masks(row: dict[str, Any], compared: bool, metric: str) -> Answer:
     level, runs, collapsed = _name(row), row["runs"], row["collapsed"]
-    ends = f"{metric} {_value(row['mean'], row['error'])}"
+    ends = f"{metric} {plus_minus(row['mean'], row['error'])}"
     if not compared:
         who = f"{runs} random masks at {level} end at {ends} on average" if runs > 1 else f"One random mask at {level} ends at {ends}"
         text = f"{who}. Full training is not among the runs, so there is nothing to compare with."
@@ -175,36 +175,32 @@ def _against_full(row: dict[str, Any]) -> str:
     """Where a level ends, as `0.048 ± 0.010 below full training`."""
     difference, error = row["to full"], row["to full error"]
     if math.isnan(error):
-        return f"{_value(difference, error, '+')} from full training (the error is not known)"
+        return f"{plus_minus(difference, error, '+')} from full training (the error is not known)"
     if _clear(difference, error):
-        return f"{_value(abs(difference), error)} {'below' if difference < 0 else 'above'} full training"
-    return f"within the error of full training ({_value(difference, error, '+')})"
+        return f"{plus_minus(abs(difference), error)} {'below' if difference < 0 else 'above'} full training"
+    return f"within the error of full training ({plus_minus(difference, error, '+')})"
 
 
 def _change(row: dict[str, Any]) -> str:
     """A change in words, as `-0.041 ± 0.011`, or `+0.003 ± 0.010 (within its error)`."""
     value, error = row["change"], row["change error"]
-    return _value(value, error, "+") + (
+    return plus_minus(value, error, "+") + (
         " (error not known)" if math.isnan(error) else "" if _clear(value, error) else " (within its error)"
     )
 
 
 def _sizes(rows: Sequence[dict[str, Any]]) -> str:
     """Distances from full training, as `99 % by 0.048 ± 0.010, 99.9 % by 0.119 ± 0.014`."""
-    return ", ".join(f"{_name(row)} by {_value(abs(row['to full']), row['to full error'])}" for row in rows)
+    return ", ".join(f"{_name(row)} by {plus_minus(abs(row['to full']), row['to full error'])}" for row in rows)
 
 
 def _signed(rows: Sequence[dict[str, Any]], column: str) -> str:
     """A difference of each row, as `99 % +0.003 ± 0.010, 99.5 % -0.002 ± 0.011`."""
-    return ", ".join(f"{_name(row)} {_value(row[column], row[f'{column} error'], '+')}" for row in rows)
+    return ", ".join(f"{_name(row)} {plus_minus(row[column], row[f'{column} error'], '+')}" for row in rows)
 
 
 def _rate_list(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{row['rate']:g} {'for' if row['sparsity'] == 0 else 'at'} {_name(row)}" for row in rows)
-
-
-def _value(value: float, error: float, sign: str = "") -> str:
-    return plus_minus(value, None if math.isnan(error) else error, sign)
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Forgetting across tasks: what training on each task, at each sparsity, does to every task that was evaluated."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 from mth.analysis.figures.base import Item, Setting, metric_name, rounded_table
 from mth.analysis.levels import levels
+from mth.foundations.statistics import plus_minus
 
 SLUG = "forgetting_matrix"
 
@@ -67,7 +67,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, tasks: Sequence[str], limit: float) -
     values = rows.pivot_table(index="sparsity", columns="evaluated", values="change").reindex(index=names, columns=tasks)
     axes.imshow(values.to_numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for row in rows.itertuples():
-        text = f"{row.change:+z.3f}" + ("" if math.isnan(row.error) else f" ± {row.error:.3f}")
+        text = plus_minus(row.change, row.error, "+")
         color = "white" if abs(row.change) > 0.65 * limit else "black"
         axes.text(tasks.index(row.evaluated), names.index(row.sparsity), text, ha="center", va="center", fontsize=8, color=color)
     if trained in tasks:

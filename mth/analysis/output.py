@@ -77,7 +77,7 @@ def cell_text(value: Any) -> str:
 def result_text(result: tuple[float, float]) -> str:
     """A result and its standard error, which may be NaN, as `0.855 ± 0.022`."""
     value, error = result
-    return plus_minus(value, None if math.isnan(error) else error)
+    return plus_minus(value, error)
 
 
 def unbroken(text: str) -> str:

@@ -25,5 +25,8 @@ def paired_error(before: Sequence[float], after: Sequence[float]) -> float | Non
 
 
 def plus_minus(value: float, error: float | None, sign: str = "") -> str:
-    """`0.855 ± 0.022`, or the value alone if its standard error is not known. sign: `+` writes the sign of a positive value too. Zero has no minus."""
-    return f"{value:{sign}z.3f}" + ("" if error is None else f" ± {error:.3f}")
+    """`0.855 ± 0.022`, or the value alone if its standard error is None or NaN, which is not known.
+
+    sign: `+` writes the sign of a positive value too. A value that rounds to zero has no minus.
+    """
+    return f"{value:{sign}z.3f}" + ("" if error is None or math.isnan(error) else f" ± {error:.3f}")

@@ -24,3 +24,4 @@ def test_text():
     assert plus_minus(0.8554, 0.0221) == "0.855 ± 0.022"
     assert plus_minus(0.25, None, "+") == "+0.250"
     assert plus_minus(-0.0004, 0.0, "+") == "+0.000 ± 0.000"
+    assert plus_minus(0.5, float("nan")) == "0.500"

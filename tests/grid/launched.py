@@ -1,5 +1,6 @@
 """What tests of grids share: small runs, commands as processes, and entries of a grid."""
 
+import os
 import subprocess
 import sys
 import time
@@ -18,8 +19,6 @@ SMALL = [
     "eval.samples=8",
     "tracker=none",
 ]
-
-
 LONG = [*SMALL, "train.steps=100000", "eval.every=0", "checkpoints.every=0", "collapse.window=1000000"]
 
 
@@ -27,8 +26,9 @@ def command(module, *arguments):
     return [sys.executable, "-m", f"mth.{module}", *map(str, arguments)]
 
 
-def mth(module, *arguments, cwd, check=True):
-    result = subprocess.run(command(module, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300)
+def mth(module, *arguments, cwd, check=True, **environment):
+    given = os.environ | environment
+    result = subprocess.run(command(module, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300, env=given)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 

@@ -19,14 +19,19 @@ from tests.conftest import make_config
 GIB = 2**30
 
 
-@pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    """An nvidia-smi that lists two GPUs of 80 and 40 GiB."""
+def list_gpus(tmp_path, monkeypatch, memory, indices):
+    """An nvidia-smi that prints one of two answers. memory: index, UUID and MiB of each GPU."""
     script = tmp_path / "nvidia-smi"
-    script.write_text("#!/bin/sh\ncase $1 in *memory*) printf '0, GPU-aa, 81920\\n1, GPU-bb, 40960\\n';; *) printf '0\\n1\\n';; esac\n")
+    script.write_text(f"#!/bin/sh\ncase $1 in *memory*) printf '{memory}';; *) printf '{indices}';; esac\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """GPUs of 80 and 40 GiB."""
+    list_gpus(tmp_path, monkeypatch, r"0, GPU-aa, 81920\n1, GPU-bb, 40960\n", r"0\n1\n")
 
 
 def grid(*arguments):
@@ -53,11 +58,7 @@ def test_cells_share_gpus_in_turn(two_gpus):
 
 
 def test_a_gpu_without_memory_of_its_own_is_not_counted(tmp_path, monkeypatch):
-    script = tmp_path / "nvidia-smi"
-    script.write_text("#!/bin/sh\ncase $1 in *memory*) printf '0, GPU-aa, [N/A]\\n';; *) printf '0\\n';; esac\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    list_gpus(tmp_path, monkeypatch, r"0, GPU-aa, [N/A]\n", r"0\n")
     cells, models, _ = grid("mask_seed=0,1", "hydra.launcher.jobs=2")
     assert gpu_bytes() == {} and needs(cells, models) == []
 

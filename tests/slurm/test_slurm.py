@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,15 @@ import pytest
 from mth.foundations.paths import TINY_MODEL
 from mth.grid.record import read_events, read_grid
 from mth.grid.slurm import log_path
-from mth.grid.state import cell_states
 from mth.runs.journal import read_journal
 from mth.runs.trackers.mlflow_store import default_uri, mlflow_client
 from tests.conftest import begin, model_with_damaged_weights
+from tests.grid import launched
+from tests.grid.launched import states
 
 REPOSITORY = Path(__file__).parents[2]
+mth = partial(launched.mth, OMP_NUM_THREADS="1")
+until = partial(launched.until, seconds=180)
 SCRIPT = Path(__file__).with_name("cluster.sh")
 SMALL = [
     "task=arithmetic",
@@ -59,25 +62,6 @@ def cluster(tmp_path_factory):
     subprocess.run(["scancel", "--me"], check=False)
     subprocess.run([SCRIPT, "stop", folder], check=True, timeout=120)
     del os.environ["SLURM_CONF"]
-
-
-def mth(module, *arguments, cwd, check=True, **more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
-    command = [sys.executable, "-m", f"mth.{module}", *map(str, arguments)]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def until(condition, what, seconds=180):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.3)
-
-
-def states(folder):
-    return {cell.entry.name: cell.state for cell in cell_states(read_grid(folder))}
 
 
 def sacct(folder):
@@ -249,7 +233,7 @@ def test_signals_time_limits_preemption_and_lost_nodes_requeue_and_resume(cluste
     until(lambda: not Path(f"/proc/{runs[by_node]['pid']}").exists(), "the end of the job on the lost node")
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)  # unless it came back by itself
 
-    until(lambda: all(starts(run) == 2 for run in everyone), "four requeues", 240)
+    until(lambda: all(starts(run) == 2 for run in everyone), "four requeues", seconds=240)
     for run in (by_limit, by_signal, by_preemption):  # these were asked to save
         (log,) = (path for path in (run.parent / "slurm").glob("*_log.out") if f"-m{run.name.rsplit('m', 1)[1]}-" in path.read_text())
         until(lambda log=log: "continuing after step" in log.read_text(), f"the continuation of {run}")
@@ -262,7 +246,7 @@ def test_signals_time_limits_preemption_and_lost_nodes_requeue_and_resume(cluste
     for grid in (limited, low):
         assert set(states(grid).values()) == {"running"}
         assert "took 0 out of the queue" in mth("grid", "cancel", grid, cwd=tmp_path).stdout
-    until(lambda: {*states(limited).values(), *states(low).values()} == {"cancelled"}, "four cells that save and end", 60)
+    until(lambda: {*states(limited).values(), *states(low).values()} == {"cancelled"}, "four cells that save and end", seconds=60)
     for run in everyone:
         assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
         assert (run / "checkpoints" / f"step_{last_step(run):06d}.safetensors").is_file()

@@ -1,6 +1,5 @@
 """Many random masks at one sparsity against full training (paper, Figures 1 and 2)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,10 +39,9 @@ def make(setting: Setting, needed: Need) -> list[Item]:
             if len(full) > 1:
                 row |= rounded({"full std": results(full, key)["std"]}) | {"full runs": len(full)}
             row |= rounded({"full error": error(full, key)}) | {"successes": hits, "threshold": round(threshold, 4)} | distance
-            known = distance["to full error"] if math.isfinite(distance["to full error"]) else None
             sentences.append(
                 f"{task}: {hits} of {count} masks at or above full training minus one std of the masks ({threshold:.3f}); "
-                f"mean of the masks minus full training: {plus_minus(distance['to full'], known, '+')}."
+                f"mean of the masks minus full training: {plus_minus(distance['to full'], distance['to full error'], '+')}."
             )
         rows.append(row)
     sentences += [SEEDS] * any("full runs" in row for row in rows) + [CARRIED] * setting.config.collapse.stop

@@ -66,11 +66,10 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
     wrote. filled: addresses of the parameters that whole tensors have filled.
     """
 
-    filled: frozenset[int] = frozenset()
-
     init_info_cls = TicketIndices
     update_info_cls = TicketUpdate
     supports_draft_weight_update = False
+    filled: frozenset[int] = frozenset()
 
     def init_transfer_engine(self, init_info: TicketIndices) -> None:
         """Resolve every name and index once, after whole tensors have filled the model. Raises ValueError naming a parameter that none filled."""
@@ -97,7 +96,7 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
 
     @torch.no_grad()
     def receive_weights(self, update_info: TicketUpdate) -> None:
-        """Write the values in place, and pass whole tensors to vLLM's loader."""
+        """Write the values in place, and pass whole tensors to vLLM's loader. Counts the entries of each that then equal what was sent."""
         self.applied = {}
         if update_info.values is not None:
             for name, target, positions, piece in self.split(update_info.values):
@@ -106,15 +105,11 @@ class TicketTransfer(WeightTransferEngine[TicketIndices, TicketUpdate]):
         if update_info.tensors:
             model: Any = self.model
             model.load_weights(update_info.tensors.items())
-            self.filled |= {locate(model, name)[0].data_ptr() for name in update_info.tensors}
-            self.applied |= {name: self.count_loaded(name, tensor) for name, tensor in update_info.tensors.items()}
-
-    @torch.no_grad()
-    def count_loaded(self, name: str, tensor: torch.Tensor) -> int:
-        """Return how many entries of the model's tensor `name` now equal those of `tensor`."""
-        target, offset = locate(self.model, name)
-        loaded = target[offset : offset + tensor.numel()]
-        return 0 if loaded.numel() != tensor.numel() else int((loaded == tensor.reshape(-1).to(loaded.device, loaded.dtype)).sum())
+            for name, tensor in update_info.tensors.items():
+                target, offset = locate(model, name)
+                self.filled |= {target.data_ptr()}
+                loaded, sent = target[offset : offset + tensor.numel()], tensor.reshape(-1).to(target.device, target.dtype)
+                self.applied[name] = int((loaded == sent).sum()) if loaded.numel() == sent.numel() else 0
 
     @torch.no_grad()
     def count_matching(self, values: torch.Tensor) -> dict[str, int]:
