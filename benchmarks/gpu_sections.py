@@ -27,7 +27,9 @@ from mth.rollout.hf.engine import HfEngine
 from mth.rollout.player import Rollout
 from mth.tasks.base import Episode
 from mth.tickets.optimizer import build_optimizer
-from mth.training.batches import attention_cost, collate
+from mth.training.batches import collate
+from mth.training.rows import ALONE
+from mth.training.sharing import masked_packing, packing_of
 from mth.training.update import update
 
 
@@ -62,6 +64,7 @@ def works(bench: Bench) -> None:
         "continued": config_of(),
         "not deterministic": config_of(deterministic=False),
         "bf16": config_of(dtype=Dtype.bfloat16),
+        "bf16 once more": config_of(dtype=Dtype.bfloat16),
         "KL and lag": replace(config_of(), algorithm=algorithm),
         "checkpointing": config_of(activation_checkpointing=True),
         "full": replace(config_of(), sparsity=SparsityConfig(0.0)),
@@ -81,15 +84,17 @@ def works(bench: Bench) -> None:
                 bench.say(
                     "run", kind=kind, steps=config.train.steps, seconds=spent, update=last["seconds/update"], reward=last["reward/mean"]
                 )
-    for kind in ("once more", "continued", "not deterministic"):
-        if kind in values and "as it is" in values:
-            first, other = values["as it is"], values[kind]
-            difference = ((first - other).norm() / first.norm()).item()
-            bench.say("as it is, compared", to=kind, same_bits=bool(torch.equal(first, other)), difference=difference)
+    pairs = {"as it is": ("once more", "continued", "not deterministic"), "bf16": ("bf16 once more",)}
+    for kind, others in pairs.items():
+        for other in others:
+            if kind in values and other in values:
+                first, second = values[kind], values[other]
+                difference = ((first - second).norm() / first.norm()).item()
+                bench.say("same bits", run=kind, compared_to=other, same_bits=bool(torch.equal(first, second)), difference=difference)
 
 
 def packing(bench: Bench) -> None:
-    """Whole updates: rollouts of a prompt in shared rows, as mth chooses, against rows of their own."""
+    """Whole updates: rollouts of a prompt in shared rows, as mth chooses and under a mask, against rows of their own."""
     prepare_device(bench.device, True)
     model = model_of(bench, "0.5b")
     ticket, policy, random = ticket_of(model, 99.0), Policy(model, None, frozenset({-1})), np.random.default_rng(0)
@@ -104,15 +109,16 @@ def packing(bench: Bench) -> None:
                 rollouts.append(Rollout(Episode("x", ("a",), ("b",)), first + random.integers(0, words, count).tolist(), mask, logprobs))
         config = Config(train=TrainConfig(batch_size=8 * groups), rollout=RolloutConfig(group_size=8), lr=LrConfig(1e-6))
         advantages = random.normal(size=len(rollouts)).tolist()
-        for rows, cost in (("as mth chooses", attention_cost(model)), ("one rollout each", float("inf"))):
+        masked = masked_packing(model, bench.device.type)
+        for rows, packing in {"as mth chooses": packing_of(model), "under a mask": masked, "one rollout each": ALONE}.items():
             with bench.guarded(rows):
-                batches = collate(rollouts, advantages, 16384, bench.device, cost)
+                batches = collate(rollouts, advantages, 16384, bench.device, packing)
                 tokens = sum(rollout.completion_tokens for rollout in rollouts)
                 before = bench.clear()
                 arguments = policy, ticket, optimizer, batches, tokens, config
                 spent = bench.median(lambda arguments=arguments: update(*arguments))
                 shared = sum(batch.layout is not None for batch in batches)
-                facts = {"prompt": prompt, "reply": reply, "batches": len(batches), "shared": shared}
+                facts = {"prompt": prompt, "reply": reply, "lines": packing.lines, "batches": len(batches), "shared": shared}
                 bench.say("update", rows=rows, **facts, seconds=spent, gib_above=bench.peak() - before)
 
 

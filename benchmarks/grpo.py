@@ -41,8 +41,9 @@ def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
     from mth.tickets.optimizer import build_optimizer
     from mth.tickets.route import choose_sampled
     from mth.training.advantages import group_advantages
-    from mth.training.batches import attention_cost, collate
+    from mth.training.batches import collate
     from mth.training.prompts import prompts as episodes_of
+    from mth.training.sharing import packing_of
     from mth.training.update import update
 
     config = config_of(prompts, group, new, percent)
@@ -53,7 +54,7 @@ def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
     ticket = draw_ticket(policy.model, config)
     ticket.sampled, _ = choose_sampled(policy.model, ticket, config.optimizer)
     optimizer = build_optimizer(ticket, config.optimizer, 1e-5)
-    engine, cost = build_engine(policy, ticket, config.rollout), attention_cost(policy.model)
+    engine, packing = build_engine(policy, ticket, config.rollout), packing_of(policy.model)
     player = Player(engine, ChatRenderer(policy.tokenizer))
     count = 0
 
@@ -68,7 +69,7 @@ def mth_step(prompts: int, group: int, new: int, percent: float) -> None:
         rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, group)
         # random advantages: with no end of a reply all rewards are equal, and a gradient of zeros is cheaper than a real one
         advantages = torch.randn(rewards.shape) + group_advantages(rewards, config.algorithm.advantage)
-        batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device, cost)
+        batches = collate(rollouts, advantages.flatten().tolist(), config.train.micro_batch_tokens, policy.model.device, packing)
         tokens = sum(rollout.completion_tokens for rollout in rollouts)
         update(policy, ticket, optimizer, batches, tokens, config)
         return {"tokens": tokens, "rollout": middle - start, "update": time.perf_counter() - middle}

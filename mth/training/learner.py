@@ -13,9 +13,9 @@ from mth.runs.samples import SampleStore
 from mth.tasks import check_rows
 from mth.tickets.optimizer import build_optimizer
 from mth.tickets.route import choose_sampled
-from mth.training.batches import attention_cost
 from mth.training.collector import Collector
 from mth.training.setup import Parts
+from mth.training.sharing import packing_of
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Learner:
             tqdm.write(line)
         self.base_values = ticket.values.detach().clone() if config.algorithm.kl_coef > 0 else None
         self.optimizer = build_optimizer(ticket, config.optimizer, config.lr.value or 0.0)
-        self.attention_cost = attention_cost(parts.policy.model)
+        self.packing = packing_of(parts.policy.model)
         self.progress = Progress(engine_values=ticket.values.detach().clone() if config.algorithm.lag else None)
         self._restore()
         self.samples = SampleStore(folder.samples, config.samples, self.progress.step)

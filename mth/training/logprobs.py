@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens, computed in chunks: no [tokens, vocabulary] tensor of the whole batch exists."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mth.models.attention import running_attention
 from mth.training.fused_head import compiled_head, fixed_rows, padded
+from mth.training.lines import LINE_ATTENTION, Line
 
 CHUNK_ELEMENTS = 2**24  # logits of a chunk on a CPU: 64 MiB in fp32
 CHUNK_ELEMENTS_GPU = 2**28  # 1 GiB: fewer rows leave a GPU waiting for the weights (docs/gpu.md)
@@ -20,12 +23,17 @@ class Layout:
     """Packs completions that share a prompt into one row.
 
     positions [B, T]: each token's position within its own sequence. previous [B, T]: index, within the row, of the token before it.
-    attention [B, 1, T, T]: True where a token attends to another.
+    attention: a mask [B, 1, T, T], True where a token attends to another; or the pieces of a line, where B is 1.
     """
 
     positions: torch.Tensor
     previous: torch.Tensor
-    attention: torch.Tensor
+    attention: torch.Tensor | Line
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the model is called with."""
+        return {"position_ids": self.positions, "line" if isinstance(self.attention, Line) else "attention_mask": self.attention}
 
 
 class _Chosen(torch.autograd.Function):
@@ -111,25 +119,41 @@ def completion_backward(
     loss(log-probabilities [n], entropies [n], slice of the N tokens) returns the scalar loss of one chunk. Each chunk goes back to the
     hidden states as soon as its loss is known, so its logits [n, V] are computed once, and only one chunk exists at a time.
     """
-    head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)
-    gradient = torch.empty_like(hidden)
-    pieces, logprobs = chunked_logprobs(head, hidden, temperature)
-    for chunk in pieces:
-        part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
-        chosen, entropy = logprobs(part, targets[chunk])
-        loss(chosen, entropy, chunk).backward()
-        if part.grad is not None:
-            gradient[chunk] = part.grad
-    if hidden.requires_grad:
-        hidden.backward(gradient)
+    head = model.get_output_embeddings()
+    with attending(model, layout):  # also during backward, where checkpointed layers run again
+        hidden, targets = _predicting(model, ids, loss_mask, layout)
+        gradient = torch.empty_like(hidden)
+        pieces, logprobs = chunked_logprobs(head, hidden, temperature)
+        for chunk in pieces:
+            part = hidden[chunk].detach().requires_grad_(hidden.requires_grad)
+            chosen, entropy = logprobs(part, targets[chunk])
+            loss(chosen, entropy, chunk).backward()
+            if part.grad is not None:
+                gradient[chunk] = part.grad
+        if hidden.requires_grad:
+            hidden.backward(gradient)
+
+
+def attending(model: PreTrainedModel, layout: Layout | None) -> AbstractContextManager[None]:
+    """Run the model with the attention that a layout needs inside the block."""
+    lines = layout is not None and isinstance(layout.attention, Line)
+    return running_attention(model, LINE_ATTENTION) if lines else nullcontext()
+
+
+def hidden_states(model: PreTrainedModel, ids: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    """Last hidden states [B, T, H] of ids [B, T]."""
+    with attending(model, layout):
+        states: torch.Tensor = model.base_model(
+            input_ids=ids, use_cache=False, **({} if layout is None else layout.arguments)
+        ).last_hidden_state
+    return states
 
 
 def _predicting(
     model: PreTrainedModel, ids: torch.Tensor, loss_mask: torch.Tensor, layout: Layout | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [N, H] from which the head predicts the tokens in `loss_mask`, and these tokens [N]."""
-    arguments = {} if layout is None else {"position_ids": layout.positions, "attention_mask": layout.attention}
-    hidden = model.base_model(input_ids=ids, use_cache=False, **arguments).last_hidden_state  # [B, T, H]
+    hidden = hidden_states(model, ids, layout)
     row, column = loss_mask.nonzero(as_tuple=True)
     previous = column - 1 if layout is None else layout.previous[row, column]
     # Completions that share a prompt read the same row of `hidden`. Backward of hidden[...] would add their gradients in thread order.

@@ -32,7 +32,7 @@ def train_step(run: Learner, step: int) -> dict[str, float]:
     advantages = group_advantages(rewards, config.algorithm.advantage)
     trained = trained_rollouts(rewards, config)
     chosen = [rollouts[i] for i in trained]
-    batches = collate(chosen, advantages.flatten()[trained].tolist(), config.train.micro_batch_tokens, device, run.attention_cost)
+    batches = collate(chosen, advantages.flatten()[trained].tolist(), config.train.micro_batch_tokens, device, run.packing)
     tokens = sum(rollout.completion_tokens for rollout in rollouts)
     if progress.engine_values is not None:
         progress.engine_values = parts.ticket.values.detach().clone()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import flash_on_cpu as on_cpu
 from tests import interpreted
 
+flash_on_cpu = on_cpu.flash_on_cpu
 interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WITHOUT_GPU = ("cuDNN", "memory-efficient")  # kernels
@@ -35,14 +37,21 @@ def test_a_section_measures(request, modules, capsys, name):
     _, sections = modules
     if name in ("ticket", "kernel"):
         request.getfixturevalue("launched")
+    if name in ("attention", "packing"):
+        request.getfixturevalue("flash_on_cpu")
     sections.SECTIONS[name](sections.Bench(name, "cpu", tiny=True))
     rows = measured(capsys)
     failed = [row for row in rows if row["what"] == "failed" and not row["of"].startswith(WITHOUT_GPU)]
     assert rows and not failed, failed
     assert all(row["section"] == name for row in rows)
     if name == "works":
-        same = {row["to"]: row["same_bits"] for row in rows if row["what"] == "as it is, compared"}
-        assert same == {"once more": True, "continued": True, "not deterministic": True}
+        same = {row["compared_to"]: row["same_bits"] for row in rows if row["what"] == "same bits"}
+        assert same == dict.fromkeys(("once more", "continued", "not deterministic", "bf16 once more"), True)
+    if name == "packing":
+        kinds = {"as mth chooses": True, "under a mask": False, "one rollout each": False}
+        assert {row["rows"]: row["lines"] for row in rows} == kinds
+    if name == "attention":
+        assert sum(row.get("kernel") == "in a line, as a run" for row in rows) == 1
     if name == "graphs":
         by_kind = {row["graphs"]: row["captures"] for row in rows if row["what"] == "decoding"}
         assert by_kind[True] > 0 and by_kind[False] == 0

@@ -19,9 +19,14 @@ from mth.rollout.player import Rollout
 from mth.tasks.base import Episode
 from mth.tickets.route import choose_sampled
 from mth.tickets.sampled_gradients import sampled_gradients
-from mth.training.batches import attention_cost, collate
+from mth.training.batches import collate
 from mth.training.logprobs import completion_backward, completion_logprobs
+from mth.training.rows import ALONE, Packing
+from mth.training.sharing import packing_of
+from tests import flash_on_cpu as on_cpu
 from tests.tickets.models import ticket_of
+
+flash_on_cpu = on_cpu.flash_on_cpu
 
 SIZES = {"vocab_size": 1200, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"max_position_embeddings": 256}
@@ -69,6 +74,7 @@ ACCEPTED = {
     "gpt_oss": HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": GROUPED | LATENT | ROUTED | {"first_k_dense_replace": 1},
 }
+OWN_ATTENTION = ("stablelm", "falcon")  # does not look it up, so rows are not laid in lines
 STATE = "keeps a state beside or instead of keys and values"
 REFUSED = {
     "mamba": ({"vocab_size": 1200, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, STATE),
@@ -112,7 +118,7 @@ def rolled_out(policy, ticket):
 
 
 @pytest.mark.parametrize("family", ACCEPTED)
-def test_what_is_sampled_and_trained_equals_a_plain_forward_pass(family, tmp_path, capsys):
+def test_what_is_sampled_and_trained_equals_a_plain_forward_pass(request, family, tmp_path):
     policy = policy_of(tmp_path, family, ACCEPTED[family])
     with torch.no_grad():
         for parameter in policy.model.parameters():
@@ -128,15 +134,21 @@ def test_what_is_sampled_and_trained_equals_a_plain_forward_pass(family, tmp_pat
             torch.testing.assert_close(torch.tensor(rollout.logprobs[start:]), expected, rtol=0, atol=1e-4)
 
     ticket.sampled, _ = choose_sampled(policy.model, ticket, OptimizerConfig(weight_gradient=WeightGradient.sampled))
-    shares = attention_cost(policy.model) < float("inf")  # whether several replies to a prompt may be in one row
-    batches = collate(rollouts, [1.0] * len(rollouts), 400, torch.device("cpu"), 0.0 if shares else float("inf"))
-    assert any(batch.layout is not None for batch in batches) is shares
-    ticket.zero_gradient()
-    with sampled_gradients(policy.model, ticket):
-        for batch in batches:
-            completion_backward(policy.model, batch.ids, batch.loss_mask, 1.0, lambda logprobs, *_: logprobs.sum(), batch.layout)
-    ticket.finish_gradient()
-    got, indices, parameters = ticket.values.grad.clone(), ticket.indices, ticket.parameters
+    shares = packing_of(policy.model).shares  # whether several replies to a prompt may be in one row
+    request.getfixturevalue("flash_on_cpu")
+    lines = packing_of(policy.model)
+    assert lines.lines == (shares and family not in OWN_ATTENTION)
+    gradients = []
+    for packing in (Packing(0.0) if shares else ALONE, lines):
+        batches = collate(rollouts, [1.0] * len(rollouts), 400, torch.device("cpu"), packing)
+        assert any(batch.layout is not None for batch in batches) is shares
+        ticket.zero_gradient()
+        with sampled_gradients(policy.model, ticket):
+            for batch in batches:
+                completion_backward(policy.model, batch.ids, batch.loss_mask, 1.0, lambda logprobs, *_: logprobs.sum(), batch.layout)
+        ticket.finish_gradient()
+        gradients.append(ticket.values.grad.clone())
+    indices, parameters = ticket.indices, ticket.parameters
     ticket.detach()
     for rollout in rollouts:
         plain(policy.model, rollout.ids, rollout.loss_mask.index(True)).sum().backward()
@@ -146,7 +158,8 @@ def test_what_is_sampled_and_trained_equals_a_plain_forward_pass(family, tmp_pat
         parts.append(gradient.flatten() if indices[name] is None else gradient.flatten()[indices[name].long()])
     expected = torch.cat(parts)
     assert expected.norm() > 0
-    assert (got - expected).norm() <= 1e-4 * expected.norm()
+    for got in gradients:
+        assert (got - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("family", REFUSED)

@@ -9,9 +9,12 @@ import tests.pretend_cuda as gpu
 from mth.models.load import keep_model
 from mth.runs.journal import read_journal
 from mth.training import loop
+from mth.training.lines import Line
+from tests import flash_on_cpu as on_cpu
 from tests import interpreted
 from tests.conftest import make_config
 
+flash_on_cpu = on_cpu.flash_on_cpu
 interpreted_kernels, launched = interpreted.interpreted_kernels, interpreted.launched
 SMALL = {
     "train": {"steps": 2, "batch_size": 4},
@@ -47,7 +50,7 @@ def last_step(monkeypatch):
 
     def counted(*arguments):
         batches = collate(*arguments)
-        found["batches"] = len(batches)
+        found.update(batches=len(batches), lines=isinstance(getattr(batches[0].layout, "attention", None), Line))
         return batches
 
     monkeypatch.setattr(loop, "train_step", train_step)
@@ -70,12 +73,17 @@ def train_there(tmp_path, config):
 
 
 @pytest.mark.parametrize(
-    ("sections", "kernels"), [({}, False), (EVERYTHING, False), (SAMPLED, True)], ids=["plain", "everything", "sampled"]
+    ("sections", "kernels", "lines"),
+    [({}, False, False), (EVERYTHING, False, False), (EVERYTHING, False, True), (SAMPLED, True, True)],
+    ids=["plain", "everything", "everything, in lines", "sampled, in lines"],
 )
-def test_train_mixes_no_devices_and_seldom_waits(request, tmp_path, last_step, sections, kernels):
+def test_train_mixes_no_devices_and_seldom_waits(request, tmp_path, last_step, sections, kernels, lines):
     launches = request.getfixturevalue("launched") if kernels else {}
+    if lines:
+        request.getfixturevalue("flash_on_cpu")
     config = small(sections)
     there = train_there(tmp_path, config)
+    assert last_step["lines"] is lines
     assert bool(launches) == kernels and ("sum_products" in launches) == (sections is SAMPLED)
     limit = OF_A_STEP + OF_ROLLOUTS + OF_A_LOOK * ceil(last_step["longest"] / 8) + OF_A_MICRO_BATCH * last_step["batches"]
     assert limit - 8 <= last_step["waits"].total() <= limit, last_step

@@ -15,10 +15,12 @@ from mth.tasks import load_tasks
 from mth.tickets.draw import draw_ticket
 from mth.tickets.optimizer import build_optimizer
 from mth.training.advantages import group_advantages
-from mth.training.batches import attention_cost, collate, mean_entropies
+from mth.training.batches import collate, mean_entropies
 from mth.training.logprobs import completion_logprobs
 from mth.training.loop import train
 from mth.training.prompts import prompts
+from mth.training.rows import ALONE
+from mth.training.sharing import packing_of
 from mth.training.step import trained_rollouts
 from mth.training.update import update
 from tests.conftest import make_config
@@ -54,10 +56,10 @@ def test_the_gradient_is_the_same_without_them(shared):
     player = Player(build_engine(policy, ticket, config.rollout), ChatRenderer(policy.tokenizer))
     rollouts = player.rollout_episodes(task, prompts(task, config, 1), group_size=4, max_tokens=24, temperature=1.0, seed=("x",))
     advantages = group_advantages(REWARDS, config.algorithm.advantage).flatten()
-    tokens, cost = sum(rollout.completion_tokens for rollout in rollouts), attention_cost(policy.model) if shared else float("inf")
+    tokens, packing = sum(rollout.completion_tokens for rollout in rollouts), packing_of(policy.model) if shared else ALONE
     start, found = ticket.values.detach().clone(), {}
     for name, chosen in {"all": list(range(16)), "trained": trained_rollouts(REWARDS, config)}.items():
-        batches = collate([rollouts[i] for i in chosen], advantages[chosen].tolist(), 16384, policy.model.device, cost)
+        batches = collate([rollouts[i] for i in chosen], advantages[chosen].tolist(), 16384, policy.model.device, packing)
         metrics = update(policy, ticket, build_optimizer(ticket, config.optimizer, 1e-3), batches, tokens, config)
         found[name] = metrics, ticket.values.grad.clone()
         entropies = mean_entropies([rollouts[i] for i in chosen], batches)

@@ -15,10 +15,15 @@ from mth.tasks import load_tasks
 from mth.tickets.draw import draw_ticket
 from mth.tickets.optimizer import build_optimizer
 from mth.tickets.route import choose_sampled
-from mth.training.batches import attention_cost, collate
+from mth.training.batches import collate
 from mth.training.prompts import prompts
+from mth.training.rows import ALONE
+from mth.training.sharing import packing_of
 from mth.training.update import update
+from tests import flash_on_cpu as on_cpu
 from tests.conftest import make_config
+
+flash_on_cpu = on_cpu.flash_on_cpu
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def played():
     return config, policy, ticket, rollouts, advantages
 
 
-def step_with(played, budget=16384, base_shift=None, cost=float("inf"), **algorithm):
+def step_with(played, budget=16384, base_shift=None, packing=ALONE, **algorithm):
     config, policy, ticket, rollouts, advantages = played
     config = dataclasses.replace(config, algorithm=AlgorithmConfig(**algorithm))
     start = ticket.values.detach().clone()
@@ -46,7 +51,7 @@ def step_with(played, budget=16384, base_shift=None, cost=float("inf"), **algori
             policy,
             ticket,
             build_optimizer(ticket, config.optimizer, 1e-3),
-            collate(rollouts, advantages, budget, policy.model.device, cost),
+            collate(rollouts, advantages, budget, policy.model.device, packing),
             sum(rollout.completion_tokens for rollout in rollouts),
             config,
             base,
@@ -65,16 +70,20 @@ def test_micro_batches_equal_one_batch(played, budget):
     torch.testing.assert_close(gradient_parts, gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("lines", [False, True])
 @pytest.mark.parametrize("budget", [100, 16384])
-def test_shared_prompts_change_nothing(played, budget):
+def test_shared_prompts_change_nothing(request, played, budget, lines):
+    if lines:
+        request.getfixturevalue("flash_on_cpu")
     _, policy, _, rollouts, advantages = played
     whole, gradient, _ = step_with(played)
-    cost = attention_cost(policy.model)
-    shared, shared_gradient, _ = step_with(played, budget, cost=cost)
+    packing = packing_of(policy.model)
+    assert packing.lines is lines
+    shared, shared_gradient, _ = step_with(played, budget, packing=packing)
     assert shared == pytest.approx(whole, rel=1e-3, abs=2e-6)
     torch.testing.assert_close(shared_gradient, gradient, rtol=1e-3, atol=1e-6)
     tokens = [
-        sum(batch.ids.numel() for batch in collate(rollouts, advantages, budget, policy.model.device, c)) for c in (cost, float("inf"))
+        sum(batch.ids.numel() for batch in collate(rollouts, advantages, budget, policy.model.device, each)) for each in (packing, ALONE)
     ]
     assert tokens[0] < 0.7 * tokens[1]
 
@@ -84,11 +93,11 @@ def test_both_doors_of_the_gradient_agree_in_a_step(played, monkeypatch, chunk):
     """Through shared rows and the head in one chunk or in many."""
     monkeypatch.setattr("mth.training.logprobs.CHUNK_ELEMENTS", chunk)
     _, policy, ticket, _, _ = played
-    dense, dense_gradient, _ = step_with(played, cost=attention_cost(policy.model))
+    dense, dense_gradient, _ = step_with(played, packing=packing_of(policy.model))
     try:
         ticket.sampled, _ = choose_sampled(policy.model, ticket, OptimizerConfig(weight_gradient=WeightGradient.sampled))
         assert len(ticket.sampled) == 29
-        sampled, gradient, _ = step_with(played, cost=attention_cost(policy.model))
+        sampled, gradient, _ = step_with(played, packing=packing_of(policy.model))
     finally:
         ticket.sampled = frozenset()
     assert sampled == pytest.approx(dense, rel=1e-4, abs=2e-6)
@@ -99,13 +108,18 @@ def test_both_doors_of_the_gradient_agree_in_a_step(played, monkeypatch, chunk):
             assert (gradient[place] - dense_gradient[place]).norm() < tolerance * dense_gradient[place].norm(), name
 
 
-def test_activation_checkpointing_changes_nothing(played):
+@pytest.mark.parametrize("lines", [False, True])
+def test_activation_checkpointing_changes_nothing(request, played, lines):
+    if lines:
+        request.getfixturevalue("flash_on_cpu")
     config, policy, ticket, rollouts, advantages = played
-    plain, gradient, _ = step_with(played)
+    packing = packing_of(policy.model)
+    assert packing.lines is lines
+    plain, gradient, _ = step_with(played, packing=packing)
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, activation_checkpointing=True))
-        saved, saved_gradient, _ = step_with((config, policy, ticket, rollouts, advantages))
+        saved, saved_gradient, _ = step_with((config, policy, ticket, rollouts, advantages), packing=packing)
     finally:
         policy.model.gradient_checkpointing_disable()
     assert saved == pytest.approx(plain, rel=1e-4, abs=1e-6)

@@ -1,8 +1,8 @@
 """A key-value cache that is written in place, and attention that does not repeat it per head. Both plug into transformers."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from mth.models.attention import running_attention, uses_registry
 
 MIN_SPARE_POSITIONS = 32  # allocated ahead whenever a cache grows
 GROUPED_ATTENTION = "sdpa_grouped"  # name of `grouped_attention` in transformers' registry
@@ -197,17 +199,9 @@ AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 def can_group_attention(model: PreTrainedModel) -> bool:
     """Whether the model uses `sdpa` through transformers' interface, where `grouped_attention` can take its place."""
-    return bool(model._supports_attention_backend) and model.config._attn_implementation in ("sdpa", GROUPED_ATTENTION)
+    return uses_registry(model) and model.config._attn_implementation in ("sdpa", GROUPED_ATTENTION)
 
 
-@contextmanager
-def use_grouped_attention(model: PreTrainedModel) -> Iterator[None]:
+def use_grouped_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Run the model with `grouped_attention` inside the block. Does nothing where that cannot be."""
-    if not can_group_attention(model) or model.config._attn_implementation == GROUPED_ATTENTION:
-        yield
-        return
-    model.set_attn_implementation(GROUPED_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("sdpa")
+    return running_attention(model, GROUPED_ATTENTION) if can_group_attention(model) else nullcontext()
