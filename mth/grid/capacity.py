@@ -66,6 +66,8 @@ def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | N
     if not local:
         return []
     gpus = [] if all(cell.config.model.device == "cpu" for cell in local) else visible_gpus()
+    if len(local) == 1:
+        gpus = _named(local[0].config.model.device, gpus)
     there = gpu_bytes() if gpus else {}
     places = slots(local[0].launcher.get("jobs"), gpus, 1)[: len(local)]
 
@@ -82,6 +84,12 @@ def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | N
             largest = sorted(map(on_card, sizes(there[gpu])), reverse=True)[: shared.count(gpu)]
             found.append(Need(f"GPU {gpu}", len(largest), sum(largest), there[gpu]))
     return found
+
+
+def _named(device: str, gpus: list[str]) -> list[str]:
+    """The GPU that a run of its own names by `model.device=cuda:N`, or all of them. A grid gives each cell a GPU."""
+    _, _, number = device.partition(":")
+    return gpus[int(number) :][:1] if number else gpus
 
 
 def place_on_devices(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> list[Cell]:

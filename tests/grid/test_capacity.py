@@ -57,6 +57,13 @@ def test_cells_share_gpus_in_turn(two_gpus):
     assert found == [("GPU 0", 2, 2 * on_gpu, 80 * GIB), ("GPU 1", 1, on_gpu, 40 * GIB)]
 
 
+def test_a_run_is_checked_against_the_gpu_that_it_names(two_gpus):
+    for device, where in (("cuda", "GPU 0"), ("cuda:0", "GPU 0"), ("cuda:1", "GPU 1"), ("cuda:01", "GPU 1")):
+        config = make_config(model={"device": device})
+        (need,) = needs([Cell((), "", config, {})], {repr(config.model): facts_of_models(config.model, {})})
+        assert (need.where, need.there) == (where, (40 if where == "GPU 1" else 80) * GIB)
+
+
 def test_a_gpu_without_memory_of_its_own_is_not_counted(tmp_path, monkeypatch):
     list_gpus(tmp_path, monkeypatch, r"0, GPU-aa, [N/A]\n", r"0\n")
     cells, models, _ = grid("mask_seed=0,1", "hydra.launcher.jobs=2")
