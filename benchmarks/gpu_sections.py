@@ -21,7 +21,7 @@ from gpu_tickets import kernel, step, ticket
 from mth.config.choices import Dtype, TrackerName
 from mth.config.schema import Config, LrConfig, ModelConfig, RolloutConfig, SparsityConfig, TaskConfig, TrackerConfig, TrainConfig
 from mth.models.device import prepare_device
-from mth.models.load import Policy
+from mth.models.load import Policy, load_policy
 from mth.rollout.engine import Request
 from mth.rollout.hf.engine import HfEngine
 from mth.rollout.player import Rollout
@@ -65,10 +65,11 @@ def works(bench: Bench) -> None:
         "not deterministic": config_of(deterministic=False),
         "bf16": config_of(dtype=Dtype.bfloat16),
         "bf16 once more": config_of(dtype=Dtype.bfloat16),
-        "KL and lag": replace(config_of(), algorithm=algorithm),
-        "checkpointing": config_of(activation_checkpointing=True),
+        "KL and lag": replace(config_of(dtype=Dtype.bfloat16), algorithm=algorithm),
+        "checkpointing": config_of(dtype=Dtype.bfloat16, activation_checkpointing=True),
         "full": replace(config_of(), sparsity=SparsityConfig(0.0)),
     }
+    bench.say("bf16", in_lines=packing_of(load_policy(kinds["bf16"].model).model).lines)
     values: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,15 +111,15 @@ def packing(bench: Bench) -> None:
         config = Config(train=TrainConfig(batch_size=8 * groups), rollout=RolloutConfig(group_size=8), lr=LrConfig(1e-6))
         advantages = random.normal(size=len(rollouts)).tolist()
         masked = masked_packing(model, bench.device.type)
-        for rows, packing in {"as mth chooses": packing_of(model), "under a mask": masked, "one rollout each": ALONE}.items():
+        for rows, way in {"as mth chooses": packing_of(model), "under a mask": masked, "one rollout each": ALONE}.items():
             with bench.guarded(rows):
-                batches = collate(rollouts, advantages, 16384, bench.device, packing)
+                batches = collate(rollouts, advantages, 16384, bench.device, way)
                 tokens = sum(rollout.completion_tokens for rollout in rollouts)
                 before = bench.clear()
                 arguments = policy, ticket, optimizer, batches, tokens, config
                 spent = bench.median(lambda arguments=arguments: update(*arguments))
-                shared = sum(batch.layout is not None for batch in batches)
-                facts = {"prompt": prompt, "reply": reply, "lines": packing.lines, "batches": len(batches), "shared": shared}
+                places = sum(batch.ids.numel() for batch in batches)
+                facts = {"prompt": prompt, "reply": reply, "lines": way.lines, "batches": len(batches), "tokens": places}
                 bench.say("update", rows=rows, **facts, seconds=spent, gib_above=bench.peak() - before)
 
 

@@ -1,7 +1,7 @@
 """torch's flash attention for pieces of any length, which only a GPU has, on a CPU: its operations, by way of torch's kernel for one piece.
 
-It refuses what the GPU's refuses: bounds that are not int32, that are on another device or do not end where the tokens do, features that are not
-side by side in memory, results that were changed in shape.
+It refuses what the GPU's refuses: bounds that are not int32, that do not end where the tokens do, other sizes of heads, features that are not
+side by side in memory, normalizers of another shape.
 """
 
 from itertools import pairwise
@@ -21,13 +21,22 @@ def spans(bounds, tokens, longest):
     return [slice(start, end) for start, end in pairwise(starts)]
 
 
+def refuse(query, key, value):
+    """What torch's operation for a GPU checks first."""
+    size = query.shape[-1]
+    if not (size == key.shape[-1] == value.shape[-1] and size % 8 == 0 and size <= 256 and query.shape[1] % key.shape[1] == 0):
+        raise RuntimeError(f"sizes of heads {size}, {key.shape[-1]}, {value.shape[-1]}")
+    if not all(each.stride(-1) == 1 for each in (query, key, value)):
+        raise RuntimeError("Input tensor must have contiguous last dimension")
+
+
 def as_piece(each, repeats=1):
     """[n, heads, D] to [1, heads, n, D], with each head repeated."""
-    assert each.stride(-1) == 1
     return each.transpose(0, 1).repeat_interleave(repeats, 0).unsqueeze(0).contiguous()
 
 
 def forward(query, key, value, cum_q, cum_k, max_q, max_k, dropout, causal, debug, *, scale=None, **others):
+    refuse(query, key, value)
     out, normalizer = torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
     repeats = query.shape[1] // key.shape[1]
     for rows, columns in zip(spans(cum_q, len(query), max_q), spans(cum_k, len(key), max_k), strict=True):
@@ -38,6 +47,7 @@ def forward(query, key, value, cum_q, cum_k, max_q, max_k, dropout, causal, debu
 
 
 def backward(grad, query, key, value, out, normalizer, cum_q, cum_k, max_q, max_k, dropout, causal, state, unused, *, scale=None, **others):
+    refuse(query, key, value)
     assert normalizer.shape == (query.shape[1], query.shape[0]) and normalizer.is_contiguous()
     repeats = query.shape[1] // key.shape[1]
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

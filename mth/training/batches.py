@@ -8,12 +8,12 @@ import torch
 
 from mth.rollout.player import Rollout
 from mth.training.logprobs import Layout
-from mth.training.rows import ALONE, MAX_ATTENDED_PAIRS, Packing, Row, fill_line, fill_rows, pack_rows, padded_length
+from mth.training.rows import ALONE, MAX_ATTENDED_PAIRS, Packing, Row, fill_line, fill_rows, pack_lines, pack_rows
 
 
 @dataclass
 class MicroBatch:
-    """ids, loss_mask [B, T], padded on the right. layout: set if rows hold several rollouts. rollout_logprobs, advantages, ref_logprobs [N]: one entry
+    """ids, loss_mask [B, T], padded on the right. layout: set if rows hold several rollouts, or for a line. rollout_logprobs, advantages, ref_logprobs [N]: one entry
     per sampled token, row by row. members: indices of the rollouts, row by row. entropies: of the sampled tokens, in chunks; the update adds them.
     """
 
@@ -31,8 +31,7 @@ def collate(
     rollouts: Sequence[Rollout], advantages: Sequence[float], token_budget: int, device: torch.device, packing: Packing = ALONE
 ) -> list[MicroBatch]:
     """Micro-batches of at most `token_budget` tokens with padding, but of one row at least. advantages: one per rollout."""
-    rows = pack_rows(rollouts, packing, token_budget)
-    parts = _lines(rows, token_budget) if packing.lines else _blocks(rows, token_budget)
+    parts = pack_lines(rollouts, token_budget) if packing.lines else _blocks(pack_rows(rollouts, packing, token_budget), token_budget)
     return [_micro_batch(rollouts, advantages, part, device, packing.lines) for part in parts]
 
 
@@ -45,19 +44,6 @@ def _blocks(rows: list[Row], token_budget: int) -> Iterator[list[Row]]:
         chosen = [row for row in rows[start : start + count] if (len(row.members) > 1) == several]
         start += len(chosen)
         yield chosen
-
-
-def _lines(rows: list[Row], token_budget: int) -> Iterator[list[Row]]:
-    """Rows to be laid end to end, those that share a prompt first. The longest comes first, with shorter ones that still fit behind it."""
-    left = sorted(rows, key=lambda row: (-row.tokens, row.members))
-    while left:
-        chosen, tokens = list[Row](), 0
-        for row in left:
-            if not chosen or padded_length(tokens + row.tokens) <= token_budget:
-                chosen.append(row)
-                tokens += row.tokens
-        left = [row for row in left if row not in chosen]
-        yield sorted(chosen, key=lambda row: not row.shared)
 
 
 def _micro_batch(rollouts: Sequence[Rollout], advantages: Sequence[float], rows: list[Row], device: torch.device, line: bool) -> MicroBatch:

@@ -20,7 +20,7 @@ CHUNK_ELEMENTS_GPU = 2**28  # 1 GiB: fewer rows leave a GPU waiting for the weig
 
 @dataclass(frozen=True)
 class Layout:
-    """Packs completions that share a prompt into one row.
+    """Where tokens lie that are not one sequence a row: completions that share a prompt, or a line.
 
     positions [B, T]: each token's position within its own sequence. previous [B, T]: index, within the row, of the token before it.
     attention: a mask [B, 1, T, T], True where a token attends to another; or the pieces of a line, where B is 1.
@@ -96,8 +96,8 @@ def completion_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies [N] of the N tokens in `loss_mask`, row by row.
 
-    ids [B, T], padded on the right. loss_mask [B, T]: True at sampled tokens, never at position 0. layout: for rows with several
-    completions. Causal attention never reaches padding on the right, so without a layout no attention mask is needed and the fast kernels
+    ids [B, T], padded on the right. loss_mask [B, T]: True at sampled tokens, never at position 0. layout: for rows that are not one
+    sequence. Causal attention never reaches padding on the right, so without a layout no attention mask is needed and the fast kernels
     apply. For gradients use `completion_backward`: backward through this function would keep all chunks of logits.
     """
     head, (hidden, targets) = model.get_output_embeddings(), _predicting(model, ids, loss_mask, layout)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mth.foundations.errors import first_line
 from mth.rollout.hf.kv import growing_cache, has_full_attention
-from mth.training.lines import Line, Pieces, reason_against_lines
+from mth.training.lines import Line, reason_against_lines
 from mth.training.logprobs import Layout, hidden_states
 from mth.training.rows import ALONE, Packing, Row, fill_line, fill_rows
 
@@ -31,7 +31,7 @@ def packing_of(model: PreTrainedModel) -> Packing:
         tqdm.write(f"warning: model.path: updates compute each prompt once per rollout, not once per row, which is slower: {name} {reason}")
         return ALONE
     if (reason := _reason_to_mask(model)) is None:
-        return Packing(0.0, 1.0, lines=True)
+        return Packing(lines=True)
     if model.device.type == "cuda":
         tqdm.write(f"rows that share a prompt need a mask, which is slower: {reason}")
     return masked_packing(model, model.device.type)
@@ -52,6 +52,8 @@ def _reason_not_to_share(model: PreTrainedModel) -> str | None:
         return "has layers without full attention, for instance a sliding window"
     try:
         check = _trial(model, lines=False)
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         return f"takes no mask for pairs of tokens, or no positions ({first_line(error, 160)})"
     return _difference(model, *check)
@@ -59,11 +61,13 @@ def _reason_not_to_share(model: PreTrainedModel) -> str | None:
 
 def _reason_to_mask(model: PreTrainedModel) -> str | None:
     """Why rows of a model whose rollouts can share them cannot be laid in lines; None if they can."""
-    if (reason := reason_against_lines(model)) is not None:
-        return reason
     try:
+        if (reason := reason_against_lines(model)) is not None:
+            return reason
         reason = _difference(model, *_trial(model, lines=True))
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = f"takes no other attention ({first_line(error, 160)})"
     return None if reason is None else f"{type(model).__name__} {reason}"
 
@@ -93,7 +97,7 @@ def _trial(model: PreTrainedModel, lines: bool) -> tuple[float, dict[str, float]
     masks, rows = [[True] * len(row) for row in ids], [Row((0, 1, 2), prompt, count)]
     if lines:
         packed, right = fill_line(ids, masks, rows, device)
-        unmasked: Any = Line(Pieces.of([packed.ids.shape[1]], device))
+        unmasked: Any = Line.of([], [], [packed.ids.shape[1]], device)
     else:
         packed = fill_rows(ids, masks, rows)
         right = packed.masked(device)

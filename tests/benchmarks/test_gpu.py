@@ -37,7 +37,7 @@ def test_a_section_measures(request, modules, capsys, name):
     _, sections = modules
     if name in ("ticket", "kernel"):
         request.getfixturevalue("launched")
-    if name in ("attention", "packing"):
+    if name in ("attention", "packing", "works"):
         request.getfixturevalue("flash_on_cpu")
     sections.SECTIONS[name](sections.Bench(name, "cpu", tiny=True))
     rows = measured(capsys)
@@ -47,11 +47,12 @@ def test_a_section_measures(request, modules, capsys, name):
     if name == "works":
         same = {row["compared_to"]: row["same_bits"] for row in rows if row["what"] == "same bits"}
         assert same == dict.fromkeys(("once more", "continued", "not deterministic", "bf16 once more"), True)
+        assert [row["in_lines"] for row in rows if row["what"] == "bf16"] == [True]
     if name == "packing":
         kinds = {"as mth chooses": True, "under a mask": False, "one rollout each": False}
         assert {row["rows"]: row["lines"] for row in rows} == kinds
     if name == "attention":
-        assert sum(row.get("kernel") == "in a line, as a run" for row in rows) == 1
+        assert sum(row.get("kernel") == "in a line, as a run" for row in rows) == 2
     if name == "graphs":
         by_kind = {row["graphs"]: row["captures"] for row in rows if row["what"] == "decoding"}
         assert by_kind[True] > 0 and by_kind[False] == 0

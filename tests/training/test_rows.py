@@ -9,12 +9,13 @@ from mth.rollout.player import Rollout
 from mth.tasks.base import Episode
 from mth.training.batches import collate
 from mth.training.logprobs import completion_logprobs
-from mth.training.rows import ALONE, Packing, pack_rows
+from mth.training.rows import ALONE, Packing, Row, pack_lines, pack_rows
 from mth.training.sharing import masked_packing, packing_of
 from tests import flash_on_cpu as on_cpu
 
 flash_on_cpu = on_cpu.flash_on_cpu
 CPU = torch.device("cpu")
+LINES = Packing(lines=True)
 CHEAP = Packing(1e-4, 0.25)
 
 
@@ -33,11 +34,11 @@ def three_groups(generator):
     """Groups of four and three, of one and two turns, with replies of every length, and a long reply that shares nothing."""
     draw = lambda n: torch.randint(10, 200, (n,), generator=generator).tolist()  # noqa: E731
     first, second = draw(30), draw(17)
-    return (
-        [rollout(first, [(draw(n), True)]) for n in (5, 1, 9, 9)]
-        + [rollout(second, [(draw(n), True), (draw(4), False), (draw(3), True)], "f") for n in (2, 6, 4)]
-        + [rollout(draw(9), [(draw(80), True)], "g")]
-    )
+    return [
+        rollout(draw(9), [(draw(80), True)], "lone"),
+        *(rollout(first, [(draw(n), True)]) for n in (5, 1, 9, 9)),
+        *(rollout(second, [(draw(n), True), (draw(4), False), (draw(3), True)], "f") for n in (2, 6, 4)),
+    ]
 
 
 @pytest.mark.parametrize("lines", [False, True])
@@ -47,8 +48,8 @@ def test_every_token_keeps_its_logprob_and_place(request, small_model, budget, l
         request.getfixturevalue("flash_on_cpu")
     rollouts = three_groups(torch.Generator().manual_seed(0))
     packing = packing_of(small_model)
-    assert packing.lines is lines and packing.pair < 1
-    rows = pack_rows(rollouts, packing, budget)
+    assert packing.lines is lines and packing.shares
+    rows = [row for line in pack_lines(rollouts, budget) for row in line] if lines else pack_rows(rollouts, packing, budget)
     assert sorted(i for row in rows for i in row.members) == list(range(8))
     assert all(row.tokens <= max(budget, len(rollouts[row.members[0]].ids)) for row in rows)
     assert (max(len(row.members) for row in rows) > 1) == (budget > 1)
@@ -78,7 +79,6 @@ def test_long_replies_do_not_share_a_row():
     long = [rollout(prompt, [([5] * 900, True)]) for _ in range(8)]
     assert [len(row.members) for row in pack_rows(short, CHEAP, 4096)] == [8]
     assert [len(row.members) for row in pack_rows(long, CHEAP, 4096)] == [1] * 8
-    assert [len(row.members) for row in pack_rows(long, Packing(0.0, lines=True), 8192)] == [8]  # no mask, no price
     assert [len(row.members) for row in pack_rows(short, ALONE, 4096)] == [1] * 8
 
 
@@ -88,11 +88,27 @@ def qwen(name):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ASSETS / f"qwen2.5-{name}"))
 
 
-def test_a_line_takes_shorter_rows_as_long_as_they_fit():
-    rollouts = [rollout([10 + i] * 8, [([5] * count, True)]) for i, count in enumerate((56, 40, 24, 8, 8, 90))]
-    batches = collate(rollouts, [0.0] * 6, 96, CPU, Packing(0.0, lines=True))
-    assert [batch.members for batch in batches] == [(5,), (0, 2), (1, 3, 4)]
-    assert [batch.ids.numel() for batch in batches] == [112, 96, 80]
+def test_lines_are_full_and_a_group_goes_on_in_the_next():
+    """Each line has a prompt once, with as many of its replies as fit."""
+    group = [rollout([7] * 10, [([5] * count, True)]) for count in (30, 30, 30, 30, 30)]
+    lone = [rollout([8] * 10, [([5] * 20, True)]), rollout([9] * 10, [([5] * 200, True)])]
+    lines = pack_lines([*group, *lone], 128)
+    assert [[(row.members, row.shared, row.tokens) for row in line] for line in lines] == [
+        [((0, 1, 2), 10, 100)],
+        [((3, 4), 10, 70), ((5,), 0, 30)],
+        [((6,), 0, 210)],  # one rollout at least
+    ]
+    batches = collate([*group, *lone], [0.0] * 7, 128, CPU, LINES)
+    assert [batch.ids.numel() for batch in batches] == [112, 112, 224]
+    assert pack_lines([*group[:3]], 111) == [[Row((0, 1), 10, 70)], [Row((2,), 0, 40)]]  # 100 tokens become 112
+
+
+def test_many_long_replies_take_few_lines():
+    """As the recipe of MATH: 32 groups of 8 replies."""
+    rollouts = [rollout([10 + group] * 130, [([5] * 600, True)]) for group in range(32) for _ in range(8)]
+    assert len(pack_lines(rollouts, 8192)) == 20  # 19.3 without an end; rows of their own: 24
+    uneven = [rollout([7] * 130, [([5] * count, True)]) for count in (2048, *[300] * 7)]
+    assert pack_lines(uneven, 8192) == [[Row(tuple(range(8)), 130, 130 + 2048 + 2100)]]
 
 
 # docs/gpu.md: whole updates of eight replies a prompt, shared rows 0.312 and 0.180 s, plain rows 0.438 and 0.339 s; and attention of one layer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPT2Config, MptConfig, Qwen2Config
 
-from mth.training.lines import Pieces
+from mth.training.lines import Line
 from mth.training.logprobs import Layout
 from mth.training.rows import ALONE, FilledRows
 from mth.training.sharing import masked_packing, packing_of
@@ -84,7 +84,7 @@ def test_the_trial_judges_every_rollout_of_the_row(dtype, rounding, member, monk
 
     def leak(rows, device):
         right = layout(rows, device)
-        sees = (rows.piece[:, None, :, None] == member) & (rows.piece[:, None, None, :] == member - 1)
+        sees = (rows.span[:, None, :, None] == member) & (rows.span[:, None, None, :] == member - 1)
         return Layout(right.positions, right.previous, right.attention | sees)
 
     monkeypatch.setattr(FilledRows, "masked", leak)
@@ -102,14 +102,15 @@ def test_lines_are_tried_on_the_model(dtype, rounding, monkeypatch, capsys):
     forward = model.model.forward
     model.model.forward = lambda *args, **arguments: forward(*args, **(arguments | {"line": None}))  # as a model that passes nothing on
     assert packing_of(model) == masked_packing(model, "cpu")
-    pieces = Pieces.of
-    monkeypatch.setattr(Pieces, "of", lambda lengths, device: pieces([sum(lengths)] if len(lengths) > 3 else lengths, device))
+    line = Line.of
+    leak = staticmethod(lambda prompts, replies, alone, device: line(prompts, [[sum(group)] for group in replies], alone, device))
+    monkeypatch.setattr(Line, "of", leak)
     assert packing_of(realistic(dtype, rounding)) == masked_packing(model, "cpu")  # replies see each other
 
 
 def test_a_gpu_without_flash_attention_uses_a_mask_and_says_so(capsys):
     shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
-    for dtype, reason in ((torch.float32, "bfloat16 or float16"), (torch.bfloat16, "_flash_attention_forward")):
+    for dtype, reason in ((torch.float32, "bfloat16"), (torch.bfloat16, "_flash_attention_forward")):
         model = model_of(Qwen2Config(**shape, num_hidden_layers=1), dtype)
         with pretended_gpu():
             assert packing_of(move(model)) == masked_packing(model, "cuda")
