@@ -64,7 +64,7 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     if config.model.name not in options("model"):  # conf/model has no file for it: `tiny` with a path
         arguments[1:2] = ["model=tiny", *([f"model.path={config.model.path}"] if config.model.path else [])]
     arguments += _evaluated(config)
-    arguments += _overrides(load_run(compose(arguments), arguments), config)
+    arguments += _overrides(_base(tuple(arguments)), config)
     cells = _cells(tuple(arguments))
     typed = arguments
     if any(cell.lr.value is None for cell in cells):
@@ -76,6 +76,12 @@ def need(experiment: str, config: Config, runs: Sequence[Run], ignore: Sequence[
     command = " ".join(["python -m mth.train -m", *(shlex.quote(PIN.sub(r"\1", argument)) for argument in typed)])
     belonging = [run for run in runs if identity_without(run.config, ignore) in kinds]
     return Need(experiment, belonging, names, len(set(names) - done), command, frozenset(cell.mask_seed for cell in cells))
+
+
+@lru_cache(maxsize=16)
+def _base(arguments: tuple[str, ...]) -> Config:
+    """The configuration of arguments. Settings of the same model and task share it."""
+    return load_run(compose(arguments), arguments)
 
 
 @lru_cache(maxsize=16)
