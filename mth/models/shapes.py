@@ -71,7 +71,9 @@ def architecture(config: ModelConfig) -> PretrainedConfig:
     try:
         shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"model.path={source}: no model configuration found ({first_line(error, 160)}){how_to_copy(source)}") from error
+        shipped = "; without a hub, a plan can take model.init=random" if (packaged / "config.json").is_file() else ""
+        reason = f"no model configuration found ({first_line(error, 160)}){how_to_copy(source)}{shipped}"
+        raise UserError(f"model.path={source}: {reason}") from error
     check_architecture(shape, source)
     # Activation checkpointing needs training mode, where dropout would be active.
     for key, value in shape.to_dict().items():

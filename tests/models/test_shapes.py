@@ -3,7 +3,9 @@
 import pytest
 from transformers import GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
+from mth.config.choices import Init
 from mth.config.schema import ModelConfig
+from mth.foundations.errors import UserError
 from mth.models.shapes import architecture, head_size, usable_context
 
 
@@ -69,3 +71,14 @@ def test_usable_context_of_each_type_of_layer():
         "sliding_attention": default,
     }
     assert usable_context(shape) == 64
+
+
+def test_without_a_hub_the_way_to_plan_is_named(tmp_path):
+    """A path that does not exist is what a hub that cannot be reached is: no configuration. Shapes of the paper's models are shipped."""
+    config = ModelConfig(name="qwen2.5-1.5b", path=str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"no model configuration found .*; without a hub, a plan can take model.init=random$"):
+        architecture(config)
+    config.init = Init.random
+    assert architecture(config).hidden_size == 1536
+    with pytest.raises(UserError, match=r"no model configuration found [^;]*$"):
+        architecture(ModelConfig(name="other", path=str(tmp_path / "none")))
