@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -150,7 +151,10 @@ def serve(connection: Connection) -> Job | None:
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     connection.send((children.pop(pid), "returncode", os.waitstatus_to_exitcode(status)))
-        except (EOFError, OSError):
+        except (EOFError, ConnectionError):
+            return None
+        except OSError as error:
+            print(f"cannot fork ({error}); each cell gets a process of its own")
             return None
 
 
@@ -172,7 +176,10 @@ def load(config: Config) -> None:
 
 def refuse_threads() -> None:
     """End the process if it has threads, which a fork would lose: the launcher then starts each cell as a process of its own."""
-    names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end while it is looked at
+            names += [Path(f"/proc/self/task/{task}/comm").read_text().strip()] if int(task) != os.getpid() else []
     if threading.active_count() > 1 or not HARMLESS.issuperset(names):
         raise SystemExit(f"cannot fork beside the threads {', '.join(names)}; each cell gets a process of its own")
 

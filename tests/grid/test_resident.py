@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from safetensors.numpy import load_file
 
 from mth.config.cells import cells_of
 from mth.foundations.paths import TINY_MODEL
-from mth.grid import launch, local
+from mth.grid import launch, local, resident
 from mth.grid.record import read_events, read_grid
-from mth.grid.resident import QUIET, Fork, refuse_threads
+from mth.grid.resident import QUIET, Fork, Job, refuse_threads, serve
 from mth.grid.state import cell_states
 from mth.runs.folder import RunFolder
 from mth.runs.journal import read_journal
@@ -148,6 +149,8 @@ def test_a_library_that_asks_for_a_gpu_does_not_start_cuda(monkeypatch, quiet):
 def test_a_process_with_threads_is_not_forked():
     fresh = [sys.executable, "-c", "from mth.grid.resident import refuse_threads; refuse_threads()"]
     assert subprocess.run(fresh, cwd=Path(__file__).parents[2], env=os.environ | QUIET).returncode == 0
+    fresh[-1] = f"import os; plain = os.listdir; os.listdir = lambda path: [*plain(path), '999999999']; {fresh[-1]}"  # has ended meanwhile
+    assert subprocess.run(fresh, cwd=Path(__file__).parents[2], env=os.environ | QUIET).returncode == 0
     waiting = threading.Event()
     thread = threading.Thread(target=waiting.wait)
     thread.start()
@@ -155,3 +158,15 @@ def test_a_process_with_threads_is_not_forked():
         refuse_threads()
     waiting.set()
     thread.join()
+
+
+def test_a_fork_that_fails_ends_the_resident_with_the_reason(grid, monkeypatch, capsys):
+    grid, _ = grid
+    monkeypatch.setattr(resident, "load", lambda config: None)
+    monkeypatch.setattr(resident, "refuse_threads", lambda: None)
+    monkeypatch.setattr(resident.os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError("no process is left")))
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ours.send((0, Job(grid.cells[0].dir, grid.folder, {})))
+        assert serve(theirs) is None
+    assert capsys.readouterr().out == "cannot fork (no process is left); each cell gets a process of its own\n"
