@@ -162,6 +162,7 @@ def test_a_process_with_threads_is_not_forked():
 
 def test_a_fork_that_fails_ends_the_resident_with_the_reason(grid, monkeypatch, capsys):
     grid, _ = grid
+    monkeypatch.setattr(resident.gc, "freeze", lambda: None)
     monkeypatch.setattr(resident, "load", lambda config: None)
     monkeypatch.setattr(resident, "refuse_threads", lambda: None)
     monkeypatch.setattr(resident.os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError("no process is left")))
