@@ -67,7 +67,7 @@ def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | N
         return []
     gpus = [] if all(cell.config.model.device == "cpu" for cell in local) else visible_gpus()
     if len(local) == 1:
-        gpus = _named(local[0].config.model.device, gpus)
+        gpus = _gpus_of_device(local[0].config.model.device, gpus)
     there = gpu_bytes() if gpus else {}
     places = slots(local[0].launcher.get("jobs"), gpus, 1)[: len(local)]
 
@@ -86,8 +86,8 @@ def needs(cells: Sequence[Cell], models: Mapping[str, ModelFacts], card: int | N
     return found
 
 
-def _named(device: str, gpus: list[str]) -> list[str]:
-    """The GPU that a run of its own names by `model.device=cuda:N`, or all of them. A grid gives each cell a GPU."""
+def _gpus_of_device(device: str, gpus: list[str]) -> list[str]:
+    """The GPU that a single run names by `model.device=cuda:N`, or all of them."""
     _, _, number = device.partition(":")
     return gpus[int(number) :][:1] if number else gpus
 

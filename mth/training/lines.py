@@ -186,13 +186,13 @@ AttentionInterface.register(LINE_ATTENTION, line_attention)
 
 def reason_against_lines(model: PreTrainedModel) -> str | None:
     """Why this model's attention cannot be that of a line; None if it can. Tries flash attention on the model's device, once for a shape."""
-    config = model.config
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     if not _has_flash(model.device, model.dtype):
         return "flash attention needs a GPU and model.dtype=bfloat16"
     if not uses_registry(model):
         return f"{type(model).__name__} has attention of its own"
+    config = model.config
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     return _trial(model.device, model.dtype, heads, key_heads, size, torch.are_deterministic_algorithms_enabled())
 
